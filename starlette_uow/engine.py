@@ -1,0 +1,206 @@
+"""Engines: the guard that every engine of a unit gets, and `create_engine()`.
+
+The guard is four listeners, attached once per engine:
+
+- a connection that comes back to the pool inside a transaction is discarded, whoever put it
+  there;
+- a database error is noted on the transaction it happened in;
+- just before COMMIT, and only if an error was noted, the server is asked whether the
+  transaction is still alive: PostgreSQL answers the COMMIT of an aborted one with ROLLBACK and
+  raises nothing (https://www.postgresql.org/docs/current/sql-commit.html);
+- the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from starlette_uow.errors import ConfigurationError, NotAsyncError, UnitDoomedError
+from starlette_uow.policy import Doom
+
+READ_ONLY = "starlette_uow_read_only"
+"""Execution option of a transaction that only reads: SQLite begins it without a write lock."""
+
+IN_FAILED_SQL_TRANSACTION = "25P02"
+"""SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+_log = logging.getLogger("starlette_uow")
+_guarded: weakref.WeakSet[Engine] = weakref.WeakSet()
+_with_begin_recipe: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class TransactionState:
+    """What is known about the transaction that a unit has open.
+
+    Attributes:
+        connections: those it has begun on.
+        error: the last database error in it, and the statement it came from.
+        commit_sent: COMMIT is about to be sent, or has been.
+        committed: COMMIT has been answered.
+        doom: why it can only roll back.
+    """
+
+    __slots__ = ("commit_sent", "committed", "connections", "doom", "error")
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+        self.error: tuple[BaseException, str | None] | None = None
+        self.commit_sent = False
+        self.committed = False
+        self.doom: Doom | None = None
+
+
+_states: weakref.WeakKeyDictionary[Connection, TransactionState] = weakref.WeakKeyDictionary()
+
+
+def create_engine(url: str, *, busy_timeout: float = 5.0, **kwargs: Any) -> AsyncEngine:
+    """An async engine whose connections come back clean, and whose SQLite is safe to share.
+
+    On SQLite: foreign keys are enforced, the journal is a write-ahead log, and each transaction
+    begins with an explicit BEGIN (IMMEDIATE unless it is read-only), so that a savepoint's
+    release commits nothing and a read that turns into a write cannot fail with SQLITE_BUSY
+    (https://www.sqlite.org/isolation.html, https://www.sqlite.org/lang_transaction.html).
+
+    Args:
+        url: a database URL with an async driver, such as `postgresql+asyncpg://...` or
+            `sqlite+aiosqlite:///...`.
+        busy_timeout: seconds SQLite waits for another connection's lock; 5 by default. Other
+            databases ignore it.
+        **kwargs: passed on to `sqlalchemy.ext.asyncio.create_async_engine`.
+
+    Raises:
+        ConfigurationError: the busy timeout is negative.
+        sqlalchemy.exc.ArgumentError, InvalidRequestError: SQLAlchemy's own, for the URL.
+    """
+    if busy_timeout < 0:
+        raise ConfigurationError(
+            f"`busy_timeout` has to be 0 or more seconds, and is {busy_timeout!r}. Leave it out "
+            f"for 5 seconds."
+        )
+    engine = create_async_engine(url, **kwargs)
+    if make_url(url).get_backend_name() == "sqlite":
+        _apply_sqlite_recipe(engine.sync_engine, busy_timeout)
+    guard(engine)
+    return engine
+
+
+def guard(engine: AsyncEngine | Engine) -> None:
+    """Attach the guard to an engine. Doing it again changes nothing.
+
+    Raises:
+        NotAsyncError: the engine's driver is synchronous.
+    """
+    sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if sync_engine in _guarded:
+        return
+    if not sync_engine.dialect.is_async:
+        raise NotAsyncError(sync_engine)
+    _guarded.add(sync_engine)
+    event.listen(sync_engine, "checkin", _discard_open_transaction)
+    event.listen(sync_engine, "handle_error", _note_error)
+    event.listen(sync_engine, "commit", _before_commit)
+    if sync_engine.dialect.name == "sqlite" and sync_engine not in _with_begin_recipe:
+        _log.warning(
+            "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
+            "savepoint is released, and does not enforce foreign keys. Make it with "
+            "create_engine().",
+            sync_engine,
+        )
+
+
+def watch(connection: Connection, state: TransactionState) -> None:
+    """Let the guard of a connection's engine report on `state` from now on."""
+    guard(connection.engine)
+    state.connections.append(connection)
+    _states[connection] = state
+
+
+def _apply_sqlite_recipe(engine: Engine, busy_timeout: float) -> None:
+    def connect(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        # The driver's own BEGIN comes too late for savepoints and reads, so it is turned off:
+        # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#aiosqlite-serializable
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.close()
+
+    def begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)
+    _with_begin_recipe.add(engine)
+
+
+def _in_transaction(driver_connection: Any) -> bool:
+    """What asyncpg or aiosqlite say; a driver that cannot tell is believed to be clean."""
+    if hasattr(driver_connection, "is_in_transaction"):
+        return bool(driver_connection.is_in_transaction())
+    return bool(getattr(driver_connection, "in_transaction", False))
+
+
+def _discard_open_transaction(
+    dbapi_connection: DBAPIConnection | None, record: ConnectionPoolEntry
+) -> None:
+    driver_connection = record.driver_connection
+    if dbapi_connection is not None and _in_transaction(driver_connection):
+        _log.warning(
+            "A connection came back to the pool inside a transaction, and was discarded: %r",
+            driver_connection,
+        )
+        record.invalidate()
+
+
+def _note_error(context: ExceptionContext) -> None:
+    connection = context.connection
+    state = None if connection is None else _states.get(connection)
+    if connection is None or state is None:
+        return
+    state.error = (context.original_exception, context.statement)
+    if context.dialect.name == "sqlite" and not context.is_disconnect:
+        driver_connection = connection.connection.driver_connection
+        if not _in_transaction(driver_connection):
+            # SQLite rolled back by itself (RAISE(ROLLBACK), a full disk): what follows on this
+            # connection would be committed statement by statement.
+            context.is_disconnect = True
+            context.invalidate_pool_on_disconnect = False
+
+
+def _before_commit(connection: Connection) -> None:
+    state = _states.get(connection)
+    if state is None:
+        return
+    if state.doom is not None:
+        raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
+    if state.error is not None:
+        _check_alive(connection, state)
+    state.commit_sent = True
+
+
+def _check_alive(connection: Connection, state: TransactionState) -> None:
+    assert state.error is not None
+    error, statement = state.error
+    reason = f"the transaction was aborted by {type(error).__name__}: {error}"
+    if statement is not None:
+        reason += f" (in {statement!r})"
+    try:
+        connection.exec_driver_sql("SELECT 1")
+    except PendingRollbackError as invalidated:
+        # The connection was lost, or its statement was cancelled.
+        raise UnitDoomedError(Doom(reason, cause=error)) from invalidated
+    except DBAPIError as refused:
+        if getattr(refused.orig, "sqlstate", None) != IN_FAILED_SQL_TRANSACTION:
+            raise
+        raise UnitDoomedError(Doom(reason, cause=error)) from refused

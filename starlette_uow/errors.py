@@ -1,0 +1,234 @@
+"""The tree of errors. Every message states the fact, then the remedy.
+
+    UnitOfWorkError
+    ├── ConfigurationError          a wrong argument, found at start-up
+    │   ├── NotAsyncError           a synchronous engine or sessionmaker
+    │   ├── SessionClassError       a session class that units cannot use
+    │   └── MiddlewareTwiceError    one unit of work, two middlewares on one app
+    ├── NoUnitError                 nothing is open here
+    │   ├── UnitEndedError          it was open, and has ended
+    │   └── WebSocketUnitError      it ended with the handshake
+    ├── UnitOpenError               a unit is open where none may be
+    ├── WrongThreadError            used from a worker thread
+    ├── WrongLoopError              used from another event loop
+    ├── BlockContextError           a block was left in another context
+    ├── TransactionStartedError     too late to choose an isolation level
+    ├── SavepointOpenError          a checkpoint inside a savepoint
+    ├── UnitDoomedError             a commit was asked for and is impossible
+    ├── EndTimeoutError             the commit took too long and was given up
+    └── CommitOutcomeUnknownError   the connection was lost during COMMIT
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from starlette_uow.policy import Doom
+
+
+class UnitOfWorkError(Exception):
+    """The root of all errors this package raises by itself."""
+
+
+class ConfigurationError(UnitOfWorkError):
+    """An argument cannot be used. Raised where it is given, before any request."""
+
+
+class NotAsyncError(ConfigurationError):
+    """A synchronous engine or sessionmaker was given."""
+
+    def __init__(self, given: object) -> None:
+        super().__init__(
+            f"A unit of work needs an async_sessionmaker or an AsyncEngine, and got the "
+            f"synchronous {given!r}. Build it with create_async_engine() and "
+            f"async_sessionmaker()."
+        )
+
+
+class SessionClassError(ConfigurationError):
+    """The sessionmaker makes sessions that units cannot use."""
+
+    def __init__(self, session_class: object, reason: str) -> None:
+        super().__init__(
+            f"The session class {session_class!r} cannot be used: {reason}. It has to accept "
+            f"AsyncSession's `sync_session_class` keyword, pass it on, and name a subclass of "
+            f"sqlalchemy.orm.Session."
+        )
+
+
+class MiddlewareTwiceError(ConfigurationError):
+    """One unit of work is served by two middlewares of one app."""
+
+    def __init__(self, uow: object) -> None:
+        super().__init__(
+            f"UnitOfWorkMiddleware serves {uow!r} twice in one app, so each request would have "
+            f"two transactions. Add it once; a second database needs a UnitOfWork of its own."
+        )
+
+
+class NoUnitError(UnitOfWorkError):
+    """No unit of work is open in the current context."""
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        super().__init__(f"{fact} {remedy}")
+
+    @classmethod
+    def nowhere(cls, uow: object | None, *, served: bool) -> NoUnitError:
+        """For a context that never saw a unit."""
+        which = "No unit of work is open here." if uow is None else f"No unit of {uow!r} is open."
+        if served:
+            return cls(
+                f"{which} UnitOfWorkMiddleware is installed, so this code runs outside of it: in "
+                f"a middleware or auth backend around it, at start-up, or in a task of its own.",
+                "Add UnitOfWorkMiddleware last (Starlette puts the last one outermost), or open "
+                "a unit with `async with uow:`.",
+            )
+        return cls(
+            f"{which} No UnitOfWorkMiddleware is installed.",
+            "Add UnitOfWorkMiddleware to the app, or open a unit with `async with uow:`.",
+        )
+
+    @classmethod
+    def excluded(cls, path: str) -> NoUnitError:
+        """For a request that the middleware was told not to serve."""
+        return cls(
+            f"No unit of work is open: the path {path!r} is excluded from UnitOfWorkMiddleware.",
+            "Take it out of `exclude`, or open a unit with `async with uow:`.",
+        )
+
+
+class UnitEndedError(NoUnitError):
+    """The unit of this context has ended, and its session refuses use."""
+
+    def __init__(self, unit: str, ending: str) -> None:
+        super().__init__(
+            f"The unit of work of {unit} has ended ({ending}), and its session cannot be used "
+            f"any more.",
+            "Await the task before the unit ends, or open a unit of its own with "
+            "`async with uow:`.",
+        )
+
+
+class WebSocketUnitError(NoUnitError):
+    """The unit of a websocket ended with its handshake."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(
+            f"The unit of work of {unit} ended when the websocket was accepted: a socket lives "
+            f"for hours, a transaction must not.",
+            "Open a unit for each message with `async with uow:`.",
+        )
+
+
+class UnitOpenError(UnitOfWorkError):
+    """`propagation="never"` met an open unit."""
+
+    def __init__(self, function: str, unit: str) -> None:
+        super().__init__(
+            f"{function} must not run inside a unit of work, and the unit of {unit} is open. "
+            f"Call it outside, or change its propagation."
+        )
+
+
+class WrongThreadError(UnitOfWorkError):
+    """A unit was used from a thread that runs no event loop."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A unit of work was used from a worker thread, where no event loop runs: synchronous "
+            "endpoints and dependencies run there. Declare the function with `async def`."
+        )
+
+
+class WrongLoopError(UnitOfWorkError):
+    """A unit was used from another event loop than the one it belongs to."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(
+            f"The unit of work of {unit} belongs to another event loop. Database connections "
+            f"cannot change loops: use the unit where it was opened, or open one here with "
+            f"`async with uow.new():` on an engine of this loop."
+        )
+
+
+class BlockContextError(UnitOfWorkError):
+    """`async with uow:` was left in a context that never entered it."""
+
+    def __init__(self, uow: object) -> None:
+        super().__init__(
+            f"`async with` of {uow!r} was left in another context than it was entered in (a "
+            f"fixture or a wait_for() around __aenter__() does that). Use "
+            f"`async with uow.new():`, which keeps its own state."
+        )
+
+
+class TransactionStartedError(UnitOfWorkError):
+    """An isolation level was asked for after the transaction had begun."""
+
+    def __init__(self, unit: str, isolation_level: str) -> None:
+        super().__init__(
+            f"The transaction of {unit} has begun, and can no longer become {isolation_level}. "
+            f'Use propagation="new", or `await uow.checkpoint()` before the call.'
+        )
+
+
+class SavepointOpenError(UnitOfWorkError):
+    """The unit was to be committed inside a savepoint."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(
+            f"The unit of work of {unit} cannot be committed while a savepoint is open: the "
+            f"savepoint could no longer be undone. Leave `async with uow.savepoint():` first."
+        )
+
+
+class UnitDoomedError(UnitOfWorkError):
+    """A commit was asked for, but the transaction could only roll back.
+
+    Attributes:
+        doom: why the transaction could not be committed.
+    """
+
+    def __init__(self, doom: Doom) -> None:
+        super().__init__(
+            f"Nothing was committed: {doom.reason}. Let the exception reach the client, put "
+            f"what may fail alone into `async with uow.savepoint():`, or call `uow.doom()` "
+            f"where the rollback is wanted."
+        )
+        self.doom = doom
+
+
+class EndTimeoutError(UnitOfWorkError):
+    """The unit could not be committed within `end_timeout`, and was rolled back."""
+
+    def __init__(self, unit: str, timeout: float) -> None:
+        super().__init__(
+            f"The unit of work of {unit} was not ready to commit after {timeout:g} seconds. Its "
+            f"connection was terminated, which rolls back. Look for a statement that is still "
+            f"running, or raise `end_timeout`."
+        )
+
+
+class CommitOutcomeUnknownError(UnitOfWorkError):
+    """The connection was lost while COMMIT was in flight.
+
+    The database has either committed everything or nothing; nobody here knows which. The
+    error that showed the loss is the `__cause__`.
+    """
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(
+            f"The connection was lost while the unit of work of {unit} was being committed: it "
+            f"is unknown whether it was. Look for its rows before you repeat it."
+        )
+
+
+def paths_error(paths: Iterable[object]) -> ConfigurationError:
+    """For an `exclude` that is not a collection of absolute paths."""
+    return ConfigurationError(
+        f"`exclude` has to be a collection of paths that start with '/', and is {paths!r}. "
+        f'Write exclude=("/health", "/static").'
+    )

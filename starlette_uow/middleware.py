@@ -1,0 +1,372 @@
+"""`UnitOfWorkMiddleware`: the only file that reads ASGI messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from starlette._utils import is_async_callable
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from starlette_uow.errors import (
+    ConfigurationError,
+    MiddlewareTwiceError,
+    NoUnitError,
+    WebSocketUnitError,
+    paths_error,
+)
+from starlette_uow.policy import CommitRule, wants_commit
+from starlette_uow.unit import Unit
+from starlette_uow.uow import Frame, UnitOfWork, current_frame
+
+FRAME = "starlette_uow.frame"
+"""Scope key: the innermost entry of *this* request.
+
+Not the context variable: uvicorn can start a request in a copy of the context of the one before
+it on the same connection (its flow control resumes reading inside the earlier request's task).
+"""
+
+SERVED_APP = "starlette_uow.served_app"
+"""Scope key prefix: which app a unit of work was served in, to tell "twice" from "mounted"."""
+
+INTERNAL_ERROR = 1011
+"""Close code of a websocket, https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1"""
+
+
+class UnitOfWorkMiddleware:
+    """Opens a unit of work for each request, and commits it before the client is answered.
+
+    The rule, in the order it is looked up:
+
+    1. The app sends `http.response.start` with a status below 400: flush, commit, give the
+       connection back, run the `on_commit` callbacks, then let the message pass.
+    2. A status of 400 or more, or `commit_when` says no, or the app called `doom()`: roll back,
+       give the connection back, then let the message pass.
+    3. A status below 400, but the transaction is doomed against the app's will (an exception
+       left a joined block, the database aborted it, a statement was cancelled): roll back; the
+       answer is replaced by `UnitDoomedError`.
+    4. The app raises or is cancelled before that: roll back, and let the exception go on.
+    5. The commit fails: roll back; the client gets what the app's exception handlers make of
+       the error, else a 500. The app's own answer is dropped, with its background tasks.
+    6. A streaming result is still open at response start: the body is being read from this
+       transaction, so it ends before the last body message instead. The start message waits for
+       the first body message; if that is the last, a failing commit still becomes a proper
+       answer, otherwise it breaks the body off.
+    7. The body uses the session after the commit: a second transaction, ended before the last
+       body message passes, and rolled back if the body failed.
+    8. Background tasks use the session: a transaction for all of them, committed when the app
+       returns, rolled back if it raises.
+    9. A websocket: a unit for the handshake, committed before `websocket.accept` passes, rolled
+       back before `websocket.close` or a denial response of 400 or more. A failing commit
+       closes the socket with 1011 and is raised. Afterwards each message wants its own
+       `async with uow:`.
+    10. The lifespan ends: wait for open units, dispose the engines, then let
+        `lifespan.shutdown.complete` pass.
+
+    A cancellation never interrupts the end of a transaction, and never undoes a commit that was
+    decided.
+
+    In a mounted app, the middleware of the same unit of work joins the request's unit.
+
+    Args:
+        app: the ASGI app below.
+        uow: whose units to open.
+        session_factory: instead of `uow`, for the plain case without a definition of one's own.
+        commit_when: decides by status and scope instead of "below 400". A raised exception never
+            commits.
+        exclude: paths that get no unit, with everything below them.
+
+    Raises:
+        ConfigurationError: neither or both of `uow` and `session_factory` are given, or another
+            argument cannot be used.
+        MiddlewareTwiceError: at the first request, if one app has it twice for one unit of work.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        uow: UnitOfWork | None = None,
+        session_factory: async_sessionmaker[Any] | AsyncEngine | None = None,
+        commit_when: CommitRule | None = None,
+        exclude: Collection[str] = (),
+    ) -> None:
+        if (uow is None) == (session_factory is None):
+            raise ConfigurationError(
+                "UnitOfWorkMiddleware needs either `uow` or `session_factory`. Pass "
+                "`uow=UnitOfWork(sessions)` to use it elsewhere, too."
+            )
+        if uow is not None and not isinstance(uow, UnitOfWork):
+            raise ConfigurationError(
+                f"`uow` has to be a UnitOfWork, and is {uow!r}. Pass a sessionmaker as "
+                f"`session_factory`."
+            )
+        if commit_when is not None and not callable(commit_when):
+            raise ConfigurationError(
+                f"`commit_when` has to be a function of status and scope, and is "
+                f"{commit_when!r}. Write `lambda status, scope: status < 400`."
+            )
+        if isinstance(exclude, str) or not all(
+            isinstance(path, str) and path.startswith("/") for path in exclude
+        ):
+            raise paths_error([exclude] if isinstance(exclude, str) else exclude)
+        self.app = app
+        if uow is None:
+            assert session_factory is not None
+            uow = UnitOfWork(session_factory)
+        self.uow = uow
+        self._commit_when = commit_when
+        self._exclude = tuple(path.rstrip("/") for path in exclude)
+        self._served_app = f"{SERVED_APP}.{id(uow)}"
+        self.uow.mark_served()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._serve_lifespan(scope, receive, send)
+            return
+        if kind != "http" and kind != "websocket":
+            await self.app(scope, receive, send)
+            return
+        here = (scope.get("app"), scope.get("root_path"))
+        if self._served_app in scope:
+            if scope[self._served_app] == here:
+                raise MiddlewareTwiceError(self.uow)
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault("state", {})  # one dict for everybody's `request.state`
+        outer = scope.get(FRAME)
+        before = current_frame.get()
+        if self._exclude and self._is_excluded(scope):
+            frame = Frame(self.uow, None, outer, False, self, 0, _excluded(scope["path"]))
+            responder: _Http | _WebSocket | None = None
+        else:
+            unit = self.uow.open_unit(_name(scope))
+            frame = Frame(self.uow, unit, outer, False, self)
+            respond = _Http if kind == "http" else _WebSocket
+            responder = respond(self.app, unit, scope, receive, send, self._commit_when)
+            scope[self._served_app] = here
+        scope[FRAME] = frame
+        current_frame.set(frame)
+        try:
+            if responder is None:
+                await self.app(scope, receive, send)
+            else:
+                await responder.serve()
+        finally:
+            # Set, never reset by token: the app may have been left in a copied context.
+            current_frame.set(before)
+            scope[FRAME] = outer
+            scope.pop(self._served_app, None)
+
+    def _is_excluded(self, scope: Scope) -> bool:
+        path = scope["path"]
+        return any(path == p or path.startswith(f"{p}/") for p in self._exclude)
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_after_dispose(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await self.uow.dispose()
+            await send(message)
+
+        await self.app(scope, receive, send_after_dispose)
+
+
+class _RefusedError(Exception):
+    """Unwinds the app whose answer was refused. What refused it is the `__cause__`.
+
+    An exception of its own, because Starlette answers the error itself with "Caught handled
+    exception, but response already started" where the app has a handler for it.
+    """
+
+
+class _Http:
+    """Serves one HTTP request: sees each message, and ends the unit's transactions."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        unit: Unit,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        commit_when: CommitRule | None,
+    ) -> None:
+        self.app = app
+        self.unit = unit
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.commit_when = commit_when
+        self.outer_app = scope.get("app")
+        self.begin_answer()
+
+    def begin_answer(self) -> None:
+        self.commit = False  # what the answer's status asks for
+        self.held: list[Message] = []  # messages that wait until the transaction has ended
+        self.passed = False  # the server has the start message
+        self.complete = False  # the server has the last body message
+        self.refused: Exception | None = None  # what kept the answer from being committed
+
+    async def serve(self) -> None:
+        try:
+            await self.serve_app(self.app)
+            if self.refused is not None:
+                await self.answer_refusal(self.refused)
+        except BaseException:
+            # BaseException: the unit of a cancelled request has to end as well.
+            await self.unit.finish(commit=False)
+            raise
+        await self.unit.finish(commit=True)  # what the background tasks did
+
+    async def serve_app(self, app: ASGIApp) -> None:
+        """Run an app. When it returns, its answer is passed, or refused, or was incomplete."""
+        try:
+            await app(self.scope, self.receive, self.send_after_commit)
+            if self.held and _is_last(self.held[-1]):
+                await self.settle_or_refuse()
+                await self.pass_held()
+        except Exception:
+            # Whatever the app made of _RefusedError, what refused the answer matters.
+            if self.refused is None:
+                raise
+        if self.refused is None and not self.complete:
+            # The app forgot to answer, or its client left halfway.
+            await self.unit.settle(commit=False)
+
+    async def send_after_commit(self, message: Message) -> None:
+        kind = message["type"]
+        if self.refused is not None:
+            pass  # the app's own answer is dropped whole
+        elif kind == "http.response.start":
+            self.commit = wants_commit(message["status"], self.scope, self.commit_when)
+            self.held.append(message)
+            if not self.unit.is_streaming:
+                await self.settle_or_refuse()
+                await self.pass_held()
+        elif _is_last(message) and self.unit.has_work:
+            self.held.append(message)
+            # BaseHTTPMiddleware closes the body normally when the generator below it failed, and
+            # raises only afterwards. If the task that used the session last is done, only the
+            # app's return will tell which of the two this is.
+            if not self.unit.last_task_is_done:
+                await self.settle_or_refuse()
+                await self.pass_held()
+        else:
+            self.held.append(message)
+            await self.pass_held()
+
+    async def settle_or_refuse(self) -> None:
+        try:
+            await self.unit.settle(commit=self.commit)
+        except Exception as error:
+            self.refused = error
+            raise _RefusedError from error
+
+    async def pass_held(self) -> None:
+        held, self.held = self.held, []
+        for message in held:
+            self.passed = self.passed or message["type"] == "http.response.start"
+            self.complete = self.complete or _is_last(message)
+            await self.send(message)
+
+    async def answer_refusal(self, error: Exception) -> None:
+        """Answer with what the app's handlers make of `error`, outside the failed transaction."""
+        handler = None if self.passed else _find_handler(self.scope, self.outer_app, error)
+        if handler is None:
+            raise error  # to the handler of all exceptions, or for the server to break off
+        request = Request(self.scope, self.receive)
+        if is_async_callable(handler):
+            response = await handler(request, error)
+        else:
+            response = await run_in_threadpool(handler, request, error)
+        if response is None:
+            raise error
+        self.begin_answer()
+        await self.serve_app(response)
+        if self.refused is not None:
+            raise self.refused
+
+
+class _WebSocket:
+    """Serves the handshake of one websocket: its unit ends when the app has answered it."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        unit: Unit,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        commit_when: CommitRule | None,
+    ) -> None:
+        self.app = app
+        self.unit = unit
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.commit_when = commit_when
+
+    async def serve(self) -> None:
+        try:
+            await self.app(self.scope, self.receive, self.send_after_commit)
+        finally:
+            await self.unit.finish(commit=False)  # the app never answered the handshake
+
+    async def send_after_commit(self, message: Message) -> None:
+        kind = message["type"]
+        if self.unit.ended is None:
+            if kind == "websocket.accept":
+                await self.end_handshake(commit=True)
+            elif kind == "websocket.close":
+                await self.end_handshake(commit=False)
+            elif kind == "websocket.http.response.start":
+                status = message["status"]
+                await self.end_handshake(wants_commit(status, self.scope, self.commit_when))
+        await self.send(message)
+
+    async def end_handshake(self, commit: bool) -> None:
+        try:
+            await self.unit.settle(commit=commit)
+        except Exception:
+            self.unit.close()
+            await self.send({"type": "websocket.close", "code": INTERNAL_ERROR, "reason": ""})
+            raise
+        name = self.unit.name
+        self.unit.close(lambda: WebSocketUnitError(name))
+
+
+def _is_last(message: Message) -> bool:
+    kind = message["type"]
+    return kind == "http.response.pathsend" or (
+        kind == "http.response.body" and not message.get("more_body", False)
+    )
+
+
+def _name(scope: Scope) -> str:
+    return f"{scope.get('method', 'websocket')} {scope['path']}"
+
+
+def _excluded(path: str) -> Callable[[], NoUnitError]:
+    return lambda: NoUnitError.excluded(path)
+
+
+def _find_handler(scope: Scope, outer_app: Any, error: Exception) -> Any:
+    """The app's handler for `error`: the innermost mounted app's, else the outermost app's.
+
+    Those for all exceptions (`Exception` and 500) are left to ServerErrorMiddleware.
+    """
+    classes, statuses = scope.get("starlette.exception_handlers", ({}, {}))
+    outer = getattr(outer_app, "exception_handlers", {})
+    for handlers in ({**classes, **statuses}, outer):
+        keys: list[object] = list(type(error).__mro__[: type(error).__mro__.index(Exception)])
+        if isinstance(error, HTTPException) and error.status_code != 500:
+            keys.insert(0, error.status_code)
+        for key in keys:
+            if key in handlers:
+                return handlers[key]
+    return None

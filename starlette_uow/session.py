@@ -1,0 +1,185 @@
+"""The sync `Session` below the unit's `AsyncSession`: it takes turns and knows its state.
+
+`AsyncSession` runs everything that may do I/O through the sync session, inside a greenlet.
+So the turn is taken here, once, for `execute` as for lazy loads, `run_sync` and any
+`AsyncSession` subclass.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, Result
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import await_only
+
+from starlette_uow.engine import TransactionState, watch
+from starlette_uow.errors import SessionClassError
+from starlette_uow.gate import Gate
+
+OPERATIONS = (
+    "begin",
+    "begin_nested",
+    "bulk_insert_mappings",
+    "bulk_save_objects",
+    "bulk_update_mappings",
+    "close",
+    "commit",
+    "connection",
+    "delete",
+    "delete_all",
+    "flush",
+    "get",
+    "get_one",
+    "invalidate",
+    "merge",
+    "merge_all",
+    "prepare",
+    "refresh",
+    "reset",
+    "rollback",
+    "scalar",
+    "scalars",
+)
+"""The methods of `Session` that may do I/O; `execute` is written out below."""
+
+
+class UnitSession(Session):
+    """The sync session of a unit. Made by `async_sessionmaker`, adopted by its unit.
+
+    Attributes:
+        gate: whose turn it is.
+        transaction_state: what is known about the transaction that is open.
+        root_ended: called when a transaction (not a savepoint) has ended, with whether it was
+            committed.
+        savepoint_undone: called with each savepoint that was rolled back.
+        engine_options: execution options for the engines this session draws from.
+    """
+
+    gate: Gate
+    transaction_state: TransactionState
+    savepoint_undone: Callable[[SessionTransaction], None]
+    root_ended: Callable[[bool], None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.transaction_state = TransactionState()
+        self.engine_options: dict[str, Any] = {}
+        self._engines: dict[Engine, Engine] = {}
+        self._streams: weakref.WeakSet[Result[Any]] | None = None
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute in turn, and remember a result that streams."""
+        _enter(self.gate)
+        try:
+            result: Result[Any] = super().execute(*args, **kwargs)
+        finally:
+            self.gate.leave()
+        if (kwargs.get("execution_options") or {}).get("stream_results"):
+            if self._streams is None:
+                self._streams = weakref.WeakSet()
+            self._streams.add(result)
+        return result
+
+    def add(self, instance: object, *args: Any, **kwargs: Any) -> None:
+        """Add, unless the unit has ended: nothing would ever write the object."""
+        self.gate.check_open()
+        super().add(instance, *args, **kwargs)
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """The engine, with the options of this unit: SQLAlchemy's documented way to choose an
+        isolation level for one session is to bind it to `engine.execution_options(...)`.
+        """
+        bind = super().get_bind(*args, **kwargs)
+        if not self.engine_options or not isinstance(bind, Engine):
+            return bind
+        if bind not in self._engines:
+            self._engines[bind] = bind.execution_options(**self.engine_options)
+        return self._engines[bind]
+
+    def set_engine_options(self, options: dict[str, Any]) -> None:
+        """Choose the options for the transactions that begin from now on."""
+        self.engine_options = options
+        self._engines = {}
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether a streaming result has rows left to read.
+
+        `AsyncResult.closed` stays False after exhaustion, hence the private flag.
+        """
+        return self._streams is not None and any(
+            not result._soft_closed for result in self._streams
+        )
+
+
+def _enter(gate: Gate) -> None:
+    if not gate.try_enter():
+        await_only(gate.enter())
+
+
+def _operation(name: str) -> Callable[..., Any]:
+    def operation(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
+        _enter(self.gate)
+        try:
+            return getattr(super(UnitSession, self), name)(*args, **kwargs)
+        finally:
+            self.gate.leave()
+
+    operation.__name__ = name
+    operation.__qualname__ = f"UnitSession.{name}"
+    operation.__doc__ = getattr(Session, name).__doc__
+    return operation
+
+
+for _name in OPERATIONS:
+    if hasattr(Session, _name):  # delete_all and merge_all are new in SQLAlchemy 2.1
+        setattr(UnitSession, _name, _operation(_name))
+
+
+@event.listens_for(UnitSession, "after_begin")
+def _after_begin(
+    session: UnitSession, transaction: SessionTransaction, connection: Connection
+) -> None:
+    if not transaction.nested:
+        watch(connection, session.transaction_state)
+
+
+@event.listens_for(UnitSession, "after_commit")
+def _after_commit(session: UnitSession) -> None:
+    # The event fires on the release of a savepoint, too.
+    if not session.in_nested_transaction():
+        session.transaction_state.committed = True
+
+
+@event.listens_for(UnitSession, "after_soft_rollback")
+def _after_soft_rollback(session: UnitSession, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.savepoint_undone(transaction)
+
+
+@event.listens_for(UnitSession, "after_transaction_end")
+def _after_transaction_end(session: UnitSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        ended, session.transaction_state = session.transaction_state, TransactionState()
+        session.root_ended(ended.committed)
+
+
+def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitSession]:
+    """The user's sync session class, made to take turns.
+
+    Raises:
+        SessionClassError: the sessionmaker names no subclass of `Session`.
+    """
+    configured: Any = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
+    if not (isinstance(configured, type) and issubclass(configured, Session)):
+        raise SessionClassError(
+            sessions.class_, f"its sync_session_class is {configured!r}, not a class of sessions"
+        )
+    if configured is Session:
+        return UnitSession
+    return type(configured.__name__, (UnitSession, configured), {"__doc__": configured.__doc__})

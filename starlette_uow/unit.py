@@ -1,0 +1,352 @@
+"""One unit of work: its session, the transaction that is open, and what hangs on its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.util import greenlet_spawn
+
+from starlette_uow.ending import end_transaction, terminate, to_completion
+from starlette_uow.errors import (
+    CommitOutcomeUnknownError,
+    EndTimeoutError,
+    SavepointOpenError,
+    UnitDoomedError,
+    UnitEndedError,
+    WrongLoopError,
+    WrongThreadError,
+)
+from starlette_uow.gate import Gate
+from starlette_uow.policy import Decision, Doom, Outcome, decide
+from starlette_uow.session import UnitSession
+
+Callback = Callable[[], object]
+"""Called after a transaction's end; if it returns an awaitable, that is awaited."""
+
+SessionFactory = Callable[[], AsyncSession]
+"""Makes the `AsyncSession` of a unit, upon a `UnitSession`."""
+
+_log = logging.getLogger("starlette_uow")
+
+
+class _Registered(NamedTuple):
+    outcome: Outcome
+    callback: Callback
+    savepoint: SessionTransaction | None
+
+
+class Unit:
+    """One session, one transaction at a time.
+
+    A unit may live through several transactions (the request's, its body's, its background
+    tasks'); doom and callbacks belong to the one that is open, the session to the unit.
+
+    Attributes:
+        name: what it serves, for messages.
+        options: execution options of its transactions.
+        outcome: of the last transaction that ended; None before.
+        repositories: built so far, by their descriptor.
+        ended: why it cannot be used any more; None while it is open.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callback_timeout",
+        "_callbacks",
+        "_closed",
+        "_doom",
+        "_due",
+        "_end_timeout",
+        "_factory",
+        "_loop",
+        "_session",
+        "ended",
+        "name",
+        "options",
+        "outcome",
+        "repositories",
+    )
+
+    def __init__(
+        self,
+        factory: SessionFactory,
+        *,
+        name: str,
+        end_timeout: float,
+        callback_timeout: float,
+        closed: Callable[[Unit], None],
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.outcome: Outcome | None = None
+        self.repositories: dict[object, Any] | None = None
+        self.ended: Callable[[], Exception] | None = None
+        self._factory = factory
+        self._closed = closed
+        self._end_timeout = end_timeout
+        self._callback_timeout = callback_timeout
+        self.options = options
+        self._loop = asyncio.get_running_loop()
+        self._session: AsyncSession | None = None
+        self._doom: Doom | None = None
+        self._callbacks: list[_Registered] | None = None
+        self._due: list[Callback] | None = None
+
+    # --- the session -----------------------------------------------------------------------
+
+    @property
+    def session(self) -> AsyncSession:
+        """The unit's session, made at first use.
+
+        Raises:
+            UnitEndedError: the unit has ended (or the error it ended with).
+            WrongThreadError, WrongLoopError: the caller runs elsewhere.
+        """
+        self.check_usable()
+        if self._session is None:
+            session = self._factory()
+            sync_session = cast(UnitSession, session.sync_session)
+            sync_session.gate = Gate(self.name)
+            sync_session.root_ended = self._root_ended
+            sync_session.savepoint_undone = self._savepoint_undone
+            sync_session.transaction_state.doom = self._doom
+            if self.options:
+                sync_session.set_engine_options(self.options)
+            self._session = session
+        return self._session
+
+    def check_usable(self) -> None:
+        """Raise unless the unit is open and belongs to the running event loop."""
+        if self.ended is not None:
+            raise self.ended()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongThreadError from None
+        if loop is not self._loop:
+            raise WrongLoopError(self.name)
+
+    @property
+    def _sync_session(self) -> UnitSession | None:
+        return None if self._session is None else cast(UnitSession, self._session.sync_session)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a transaction is open. SQLAlchemy begins one with the first statement, and with
+        the first object that is added, changed or deleted.
+        """
+        session = self._sync_session
+        return session is not None and session.in_transaction()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the open transaction has taken a connection."""
+        session = self._sync_session
+        return session is not None and bool(session.transaction_state.connections)
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether a streaming result of the session has rows left to read."""
+        session = self._sync_session
+        return session is not None and session.is_streaming
+
+    @property
+    def operations(self) -> int:
+        """How many operations the session has run."""
+        session = self._sync_session
+        return 0 if session is None else session.gate.entered
+
+    @property
+    def last_task_is_done(self) -> bool:
+        """Whether the task that used the session last has ended."""
+        session = self._sync_session
+        task = None if session is None else session.gate.last_task
+        return task is not None and task.done()
+
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Choose the execution options of the transactions that begin from now on."""
+        self.options = options
+        if (session := self._sync_session) is not None:
+            session.set_engine_options(options)
+
+    # --- the transaction -------------------------------------------------------------------
+
+    def doom(self, doom: Doom) -> None:
+        """Let the open transaction end in a rollback only. The first reason is kept, but one
+        against the app's will outweighs one that it wanted.
+        """
+        if self._doom is None or (self._doom.wanted and not doom.wanted):
+            self._doom = doom
+            if (session := self._sync_session) is not None:
+                session.transaction_state.doom = doom
+
+    def register(self, outcome: Outcome, callback: Callback) -> None:
+        """Call back after the open transaction has ended with this outcome."""
+        session = self._sync_session
+        savepoint = None if session is None else session.get_nested_transaction()
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(_Registered(outcome, callback, savepoint))
+
+    async def settle(self, *, commit: bool) -> None:
+        """End the open transaction as wanted, or roll back and raise what is in the way.
+
+        Order: flush and commit, or roll back; the connection goes back to the pool; then the
+        callbacks of the outcome run. A cancellation waits until the transaction has ended.
+
+        Raises:
+            UnitDoomedError: a commit is wanted, and the transaction can only roll back.
+            CommitOutcomeUnknownError: the connection was lost during COMMIT.
+            EndTimeoutError: the commit was not under way within `end_timeout`.
+            Exception: what the flush or the COMMIT raised, untouched.
+        """
+        error = await self._settle(commit=commit)
+        while self._due:
+            await self._call_back(self._due.pop(0))
+        if error is not None:
+            raise error
+
+    async def finish(self, *, commit: bool) -> None:
+        """Settle, and end the unit whatever comes of it. Raises as `settle` does."""
+        if self.ended is not None:
+            return
+        try:
+            await self.settle(commit=commit)
+        except BaseException:
+            # A cancellation can have kept callbacks from running, or hit one in its work.
+            if self.has_work or self._due:
+                await self.settle(commit=False)
+            raise
+        finally:
+            self.close()
+
+    async def checkpoint(self) -> None:
+        """Commit what is done so far. If that fails, nothing later is committed either."""
+        session = self._sync_session
+        if session is not None and session.in_nested_transaction():
+            raise SavepointOpenError(self.name)
+        try:
+            await self.settle(commit=True)
+        except Exception as error:
+            self.doom(Doom(f"a checkpoint failed with {error!r}", cause=error))
+            raise
+
+    def close(self, ended: Callable[[], Exception] | None = None) -> None:
+        """Refuse every later use. The transaction has been ended before."""
+        self.ended = ended or self._ended_error
+        session, self._session, self.repositories = self._sync_session, None, None
+        if session is not None:
+            # Empty, unless a stray task began a transaction after the last end.
+            terminate(session.transaction_state.connections)
+            session.gate.close(self.ended)
+            session.expunge_all()
+        self._closed(self)
+
+    def _ended_error(self) -> Exception:
+        outcome = "it used no database" if self.outcome is None else self.outcome.value
+        return UnitEndedError(self.name, outcome)
+
+    async def _settle(self, *, commit: bool) -> BaseException | None:
+        doom, self._doom = self._doom, None
+        decision = decide(commit=commit, doom=doom)
+        commit = decision is Decision.COMMIT
+        session = self._sync_session
+        error: BaseException | None = None
+        if session is not None and session.in_transaction():
+            error = await self._end(session, commit=commit)
+        else:
+            self._ended(Outcome.COMMITTED if commit else Outcome.ROLLED_BACK)
+        if error is None and decision is Decision.REFUSE:
+            assert doom is not None
+            error = UnitDoomedError(doom)
+            error.__cause__ = doom.cause
+        return error
+
+    async def _end(self, session: UnitSession, *, commit: bool) -> BaseException | None:
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            terminate(session.transaction_state.connections)
+
+        outcome, cause = await to_completion(
+            self._end_in_turn(session, commit=commit), timeout=self._end_timeout, terminate=expire
+        )
+        error = cause
+        if outcome is Outcome.UNKNOWN:
+            error = CommitOutcomeUnknownError(self.name)
+        elif expired and outcome is Outcome.ROLLED_BACK:
+            error = EndTimeoutError(self.name, self._end_timeout) if commit else None
+        if error is not None and error is not cause:
+            error.__cause__ = cause
+        return error
+
+    async def _end_in_turn(
+        self, session: UnitSession, *, commit: bool
+    ) -> tuple[Outcome, BaseException | None]:
+        """Take the turn before anybody who waits, so that no statement runs meanwhile."""
+        try:
+            await session.gate.enter(first=True)
+        except asyncio.CancelledError as cancelled:
+            # The event loop ends, or the statement of a stray task did not.
+            terminate(session.transaction_state.connections)
+            self._ended(Outcome.ROLLED_BACK)
+            return Outcome.ROLLED_BACK, cancelled
+        session.root_ended = _ignore
+        try:
+            outcome, error = await greenlet_spawn(end_transaction, session, commit=commit)
+        finally:
+            session.root_ended = self._root_ended
+            session.gate.leave()
+        self._ended(outcome)
+        return outcome, error
+
+    def _ended(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        callbacks, self._callbacks = self._callbacks, None
+        if callbacks:
+            due = [c.callback for c in callbacks if c.outcome is outcome]
+            self._due = (self._due or []) + due
+
+    def _root_ended(self, committed: bool) -> None:
+        """The app itself committed, rolled back or closed the session."""
+        self._doom = None
+        self._ended(Outcome.COMMITTED if committed else Outcome.ROLLED_BACK)
+
+    def _savepoint_undone(self, savepoint: SessionTransaction) -> None:
+        if self._callbacks:
+            self._callbacks = [c for c in self._callbacks if not _inside(c.savepoint, savepoint)]
+
+    async def _call_back(self, callback: Callback) -> None:
+        """Run a callback. One that uses the session gets a transaction of its own."""
+        worked = False
+        try:
+            async with asyncio.timeout(self._callback_timeout):
+                result = callback()
+                if inspect.isawaitable(result):
+                    await result
+            worked = True
+        except Exception:
+            _log.exception("%s: the callback %r failed.", self.name, callback)
+        error = await self._settle(commit=worked)
+        if error is not None:
+            _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
+
+
+def _ignore(committed: bool) -> None:
+    """The unit ends this transaction itself, and knows more about it."""
+
+
+def _inside(savepoint: SessionTransaction | None, other: SessionTransaction) -> bool:
+    while savepoint is not None:
+        if savepoint is other:
+            return True
+        savepoint = savepoint.parent
+    return False

@@ -1,0 +1,601 @@
+"""`UnitOfWork`: the definition of units, and the context variable that holds the open one.
+
+A definition is created once and shared by everybody. It holds no state of any unit, so a
+thousand tasks may enter it at once: what it shows is always the unit of the caller's context.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, Self, TypeVar, cast, get_args, overload
+
+import anyio
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from starlette_uow.engine import READ_ONLY, guard
+from starlette_uow.errors import (
+    BlockContextError,
+    ConfigurationError,
+    NotAsyncError,
+    NoUnitError,
+    SessionClassError,
+    TransactionStartedError,
+    UnitOpenError,
+)
+from starlette_uow.policy import Doom, Outcome
+from starlette_uow.session import UnitSession, unit_session_class
+from starlette_uow.unit import Callback, Unit
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Propagation = Literal["required", "new", "savepoint", "mandatory", "never"]
+
+BLOCK = "an `async with` block"
+"""What a unit serves that no request opened."""
+
+_log = logging.getLogger("starlette_uow")
+
+
+class Frame(NamedTuple):
+    """One entry of the context: a unit that was opened or joined here, or why there is none.
+
+    Attributes:
+        uow: whose unit it is.
+        unit: the unit; None where `absence` says why there is none.
+        outer: the entry around it.
+        joined: the unit was open already, so leaving this entry does not end it.
+        owner: what opened the entry: the object that will take it off again.
+        operations: how many operations the unit had run when it was joined.
+        absence: makes the error for a context that is not served.
+    """
+
+    uow: UnitOfWork
+    unit: Unit | None
+    outer: Frame | None
+    joined: bool
+    owner: object
+    operations: int = 0
+    absence: Callable[[], NoUnitError] | None = None
+
+
+current_frame: ContextVar[Frame | None] = ContextVar("starlette_uow", default=None)
+
+
+def current_session(uow: UnitOfWork | None = None) -> AsyncSession:
+    """The session of the unit that is open in this context.
+
+    It is the same object for everybody who serves the request, made at first use; its
+    connection is taken from the pool by the first statement.
+
+    Args:
+        uow: whose unit is meant, with several databases; by default the innermost.
+
+    Raises:
+        NoUnitError: no unit is open here; the message says what is missing.
+        UnitEndedError: the unit has ended.
+        WebSocketUnitError: it ended with the handshake of a websocket.
+        WrongThreadError, WrongLoopError: the caller runs in a thread or loop of its own.
+    """
+    return _current_unit(uow).session
+
+
+def current_uow() -> UnitOfWork:
+    """The definition whose unit is open in this context, the innermost if there are several.
+
+    Raises:
+        NoUnitError: as `current_session` does.
+    """
+    unit = _current_unit(None)
+    unit.check_usable()
+    frame = current_frame.get()
+    assert frame is not None
+    return frame.uow
+
+
+def _frame_of(uow: UnitOfWork | None) -> Frame | None:
+    frame = current_frame.get()
+    while frame is not None and uow is not None and frame.uow is not uow:
+        frame = frame.outer
+    return frame
+
+
+def _current_unit(uow: UnitOfWork | None) -> Unit:
+    frame = _frame_of(uow)
+    if frame is None:
+        raise NoUnitError.nowhere(uow, served=UnitOfWork.is_served(uow))
+    if frame.unit is None:
+        assert frame.absence is not None
+        raise frame.absence()
+    return frame.unit
+
+
+def _without(frame: Frame | None, gone: Frame) -> Frame | None:
+    """The entries without one of them, which need not be the innermost."""
+    if frame is None or frame is gone:
+        return None if frame is None else frame.outer
+    return frame._replace(outer=_without(frame.outer, gone))
+
+
+class _Repository(Generic[R]):
+    def __init__(self, factory: Callable[[AsyncSession], R]) -> None:
+        self._factory = factory
+        self.__doc__ = factory.__doc__
+
+    @overload
+    def __get__(self, uow: None, owner: type[UnitOfWork]) -> Self: ...
+
+    @overload
+    def __get__(self, uow: UnitOfWork, owner: type[UnitOfWork]) -> R: ...
+
+    def __get__(self, uow: UnitOfWork | None, owner: type[UnitOfWork]) -> Self | R:
+        if uow is None:
+            return self
+        unit = _current_unit(uow)
+        if unit.repositories is None or self not in unit.repositories:
+            repository = self._factory(unit.session)
+            if unit.repositories is None:
+                unit.repositories = {}
+            unit.repositories[self] = repository
+        return cast(R, unit.repositories[self])
+
+
+def repository(factory: Callable[[AsyncSession], R]) -> _Repository[R]:
+    """Declare a repository of a `UnitOfWork` subclass: one for each unit, built at first use.
+
+    Args:
+        factory: a class or function that takes the unit's session.
+
+    Example:
+        class Shop(UnitOfWork):
+            orders = repository(OrderRepository)   # shop.orders in an open unit
+    """
+    if not callable(factory):
+        raise ConfigurationError(
+            f"repository() takes a class or function of a session, and got {factory!r}. "
+            f"Write `users = repository(UserRepository)`."
+        )
+    return _Repository(factory)
+
+
+class UnitOfWork:
+    """Defines units of work on one database. Create it once and share it.
+
+    `async with uow:` joins the unit that is open in this context, or opens one and ends it with
+    the block: committed if the block is left normally, rolled back if it raises. Only who
+    opened a unit ends it. In a joined block an exception that leaves it dooms the unit (a
+    cancellation only if the block had used the session), so that half the work of a request is
+    never committed; what may fail alone belongs into `savepoint()`.
+
+    A cancellation never interrupts the end of a unit: it goes on when the transaction has
+    ended and the connection is back.
+
+    Args:
+        sessions: an `async_sessionmaker`, whose arguments are all kept, or an `AsyncEngine`.
+        end_timeout: seconds a commit or rollback may take, 10 by default. After that the
+            connection is terminated.
+        callback_timeout: seconds an `on_commit` or `on_rollback` callback may take, 10 by
+            default.
+
+    Raises:
+        NotAsyncError: a synchronous engine or sessionmaker was given.
+        SessionClassError: its sessions do not take `sync_session_class`.
+        ConfigurationError: another argument cannot be used.
+    """
+
+    sessions: async_sessionmaker[Any]
+    """Where the sessions of the units come from."""
+
+    _served: int = 0
+    _any_served: int = 0
+
+    def __init__(
+        self,
+        sessions: async_sessionmaker[Any] | AsyncEngine,
+        *,
+        end_timeout: float = 10.0,
+        callback_timeout: float = 10.0,
+    ) -> None:
+        if isinstance(sessions, AsyncEngine):
+            sessions = async_sessionmaker(sessions, expire_on_commit=False)
+        if isinstance(sessions, (Engine, sessionmaker)):
+            raise NotAsyncError(sessions)
+        if not isinstance(sessions, async_sessionmaker):
+            raise ConfigurationError(
+                f"A unit of work needs an async_sessionmaker or an AsyncEngine, and got "
+                f"{sessions!r}. Pass `async_sessionmaker(engine, expire_on_commit=False)`."
+            )
+        for name, seconds in (("end_timeout", end_timeout), ("callback_timeout", callback_timeout)):
+            if not seconds > 0:
+                raise ConfigurationError(
+                    f"`{name}` has to be more than 0 seconds, and is {seconds!r}. Leave it out "
+                    f"for 10 seconds."
+                )
+        self.sessions = sessions
+        self._session_class = unit_session_class(sessions)
+        self._end_timeout = end_timeout
+        self._callback_timeout = callback_timeout
+        self._units: set[Unit] = set()
+        self._last_unit_ended: anyio.Event | None = None
+        for engine in self._engines():
+            guard(engine)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {', '.join(map(repr, self._engines())) or 'no bind'}>"
+
+    @property
+    def expires_on_commit(self) -> bool:
+        """Whether objects are expired by a commit, which is SQLAlchemy's default."""
+        return bool(self.sessions.kw.get("expire_on_commit", True))
+
+    # --- the unit of the current context ---------------------------------------------------
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session of the unit that is open in this context. Raises as `current_session`."""
+        return _current_unit(self).session
+
+    def doom(self, reason: str = "the app called doom()") -> None:
+        """Let the open transaction roll back, and the app's answer pass: a dry run, say.
+
+        Args:
+            reason: for the log and for the error of a caller who insists on a commit.
+
+        Raises:
+            NoUnitError: no unit is open here.
+        """
+        self._usable_unit().doom(Doom(reason, wanted=True))
+
+    def on_commit(self, callback: Callback) -> None:
+        """Call `callback()` after the open transaction has been committed, and only then.
+
+        It runs when the connection is back in the pool and before the client is answered, in
+        order of registration, each within `callback_timeout`. One that uses the session gets a
+        transaction of its own. Registered inside a savepoint that rolls back, it is dropped. An
+        error in it is logged and changes nothing.
+
+        Args:
+            callback: without arguments; what it returns is awaited if it can be.
+
+        Raises:
+            NoUnitError: no unit is open here.
+        """
+        self._usable_unit().register(Outcome.COMMITTED, callback)
+
+    def on_rollback(self, callback: Callback) -> None:
+        """Call `callback()` after the open transaction has been rolled back, and only then.
+
+        As `on_commit` otherwise. Neither runs when the outcome of a commit is unknown.
+        """
+        self._usable_unit().register(Outcome.ROLLED_BACK, callback)
+
+    async def commit(self) -> None:
+        """Commit, in the block that opened the unit; flush, in a block that joined it.
+
+        Raises:
+            NoUnitError: no unit is open here.
+            Exception: what the flush or the commit raised; in its own block as `checkpoint`.
+        """
+        frame, unit = self._usable_frame()
+        if frame.joined:
+            await unit.session.flush()
+        else:
+            await self.checkpoint()
+
+    async def rollback(self) -> None:
+        """Roll back, in the block that opened the unit; doom the unit, in a block that joined it.
+
+        A joined block must not erase the work of its callers behind their back. If the request
+        then still answers as if all went well, the client gets an error (`UnitDoomedError`).
+
+        Raises:
+            NoUnitError: no unit is open here.
+        """
+        frame, unit = self._usable_frame()
+        if frame.joined:
+            unit.doom(Doom("uow.rollback() was called in a block that joined the unit"))
+        else:
+            await unit.settle(commit=False)
+
+    async def checkpoint(self) -> None:
+        """Commit what is done so far, and give the connection back until it is needed again.
+
+        For the middle of a unit, before a slow call to somebody else. The callbacks of the
+        transaction run; a new one begins with the next statement. If the commit fails, the
+        error is raised, and the unit is doomed: it must not commit its second half alone.
+
+        Raises:
+            NoUnitError: no unit is open here.
+            SavepointOpenError: a savepoint is open.
+            UnitDoomedError: the transaction could only roll back.
+            Exception: what the flush or the COMMIT raised.
+        """
+        await self._usable_unit().checkpoint()
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[Self]:
+        """A block that may fail alone: what it did is undone if it raises, and nothing else.
+
+        Callbacks registered in it are dropped with it. The exception goes on; catch it outside.
+
+        Raises:
+            NoUnitError: no unit is open here.
+        """
+        async with self._usable_unit().session.begin_nested():
+            yield self
+
+    # --- opening units ---------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        frame = self._joinable_frame()
+        if frame is None:
+            self._push(self.open_unit(BLOCK), owner=self, joined=False)
+        else:
+            assert frame.unit is not None
+            frame.unit.check_usable()
+            self._push(frame.unit, owner=self, joined=True)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        frame = current_frame.get()
+        while frame is not None and not (frame.uow is self and frame.owner is self):
+            frame = frame.outer
+        if frame is None:
+            raise BlockContextError(self)
+        await self._pop(frame, exc)
+
+    def new(self, *, isolation_level: str | None = None, read_only: bool = False) -> NewUnit[Self]:
+        """A block with a unit of its own, whatever is open around it, on its own connection.
+
+        For work that must stand alone: a record that survives the rollback of the request, a
+        background task, a task that reads in parallel. It ends with the block, as the outermost
+        `async with uow:` does.
+
+        Args:
+            isolation_level: of its transactions, such as "SERIALIZABLE"; the engine's by default.
+            read_only: the database refuses writes (PostgreSQL), or the transaction begins
+                without a write lock (SQLite).
+        """
+        return NewUnit(self, _options(isolation_level, read_only))
+
+    def transactional(
+        self,
+        *,
+        propagation: Propagation = "required",
+        isolation_level: str | None = None,
+        read_only: bool = False,
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+        """Decorate a coroutine function: each call runs in a unit.
+
+        Args:
+            propagation: "required" joins the open unit or opens one; "new" opens one of its
+                own; "savepoint" joins in a savepoint, or opens a unit; "mandatory" joins, and
+                raises `NoUnitError` where nothing is open; "never" raises `UnitOpenError` where
+                something is.
+            isolation_level: of the transaction, such as "SERIALIZABLE"; the engine's by
+                default. A joined transaction takes it on only before its first statement.
+            read_only: as for `new()`; a joined transaction stays as it is.
+
+        Raises:
+            ConfigurationError: at decoration, for an unknown propagation or a function that
+                cannot be awaited.
+            TransactionStartedError: at the call, for an isolation level that comes too late.
+        """
+        if propagation not in get_args(Propagation):
+            raise ConfigurationError(
+                f"`propagation` cannot be {propagation!r}. Choose one of "
+                f"{', '.join(get_args(Propagation))}."
+            )
+        options = _options(isolation_level, read_only)
+
+        def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+            if not inspect.iscoroutinefunction(function):
+                raise ConfigurationError(
+                    f"@transactional() needs a coroutine function, and got {function!r}. Declare "
+                    f"it with `async def`."
+                )
+
+            @functools.wraps(function)
+            async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+                frame = self._joinable_frame()
+                if propagation == "never":
+                    if frame is not None and frame.unit is not None:
+                        raise UnitOpenError(function.__qualname__, frame.unit.name)
+                    return await function(*args, **kwargs)
+                if propagation == "mandatory":
+                    self._usable_unit()
+                if propagation == "new" or frame is None:
+                    async with NewUnit(self, options):
+                        return await function(*args, **kwargs)
+                assert frame.unit is not None
+                if isolation_level is not None:
+                    _choose_isolation(frame.unit, isolation_level, options)
+                async with self:
+                    if propagation != "savepoint":
+                        return await function(*args, **kwargs)
+                async with self.savepoint():
+                    return await function(*args, **kwargs)
+
+            return call
+
+        return decorate
+
+    async def dispose(self, *, timeout: float = 10.0) -> None:
+        """Wait for the open units, then dispose the engines. For the shutdown of an app.
+
+        `UnitOfWorkMiddleware` calls it before `lifespan.shutdown.complete`. Call it yourself
+        where no lifespan reaches the middleware: in a mounted app, or under a server without.
+        An in-memory SQLite database is left alone, because disposing would delete it.
+
+        Args:
+            timeout: seconds to wait for open units; the engines are disposed all the same.
+        """
+        if self._units:
+            self._last_unit_ended = anyio.Event()
+            with anyio.move_on_after(timeout):
+                await self._last_unit_ended.wait()
+            if self._units:
+                names = sorted(unit.name for unit in self._units)
+                _log.warning("Shutting down with open units of work: %s.", ", ".join(names))
+        for engine in self._engines():
+            if not isinstance(engine.pool, StaticPool):
+                await engine.dispose()
+
+    # --- for the middlewares of this package -----------------------------------------------
+
+    def open_unit(self, name: str, options: dict[str, Any] | None = None) -> Unit:
+        """A unit that is not yet part of any context.
+
+        Args:
+            name: what it serves, for messages.
+            options: execution options of its transactions.
+        """
+        unit = Unit(
+            self._make_session,
+            name=name,
+            end_timeout=self._end_timeout,
+            callback_timeout=self._callback_timeout,
+            closed=self._release,
+            options=options,
+        )
+        self._units.add(unit)
+        return unit
+
+    def mark_served(self) -> None:
+        """Note that a middleware serves this unit of work, for the messages of errors."""
+        self._served += 1
+        UnitOfWork._any_served += 1
+
+    @staticmethod
+    def is_served(uow: UnitOfWork | None) -> bool:
+        """Whether a middleware serves `uow`, or any."""
+        return bool(UnitOfWork._any_served if uow is None else uow._served)
+
+    # --- private ---------------------------------------------------------------------------
+
+    def _engines(self) -> list[AsyncEngine]:
+        binds = [self.sessions.kw.get("bind"), *(self.sessions.kw.get("binds") or {}).values()]
+        return list({id(b): b for b in binds if isinstance(b, AsyncEngine)}.values())
+
+    def _make_session(self) -> AsyncSession:
+        try:
+            session: AsyncSession = self.sessions(sync_session_class=self._session_class)
+        except TypeError as error:
+            if "sync_session_class" not in str(error):
+                raise
+            raise SessionClassError(self.sessions.class_, str(error)) from error
+        if not isinstance(session.sync_session, UnitSession):
+            raise SessionClassError(
+                self.sessions.class_, f"its sync session is {session.sync_session!r}"
+            )
+        return session
+
+    def _release(self, unit: Unit) -> None:
+        self._units.discard(unit)
+        if self._last_unit_ended is not None and not self._units:
+            self._last_unit_ended.set()
+
+    def _joinable_frame(self) -> Frame | None:
+        frame = _frame_of(self)
+        if frame is None or frame.unit is None or frame.unit.ended is not None:
+            return None
+        return frame
+
+    def _usable_frame(self) -> tuple[Frame, Unit]:
+        unit = _current_unit(self)
+        unit.check_usable()
+        frame = _frame_of(self)
+        assert frame is not None
+        return frame, unit
+
+    def _usable_unit(self) -> Unit:
+        return self._usable_frame()[1]
+
+    def _push(self, unit: Unit, *, owner: object, joined: bool) -> Frame:
+        frame = Frame(self, unit, current_frame.get(), joined, owner, unit.operations)
+        current_frame.set(frame)
+        return frame
+
+    async def _pop(self, frame: Frame, exc: BaseException | None) -> None:
+        """Leave a block: end the unit if the block opened it, doom it if it failed in a join."""
+        unit = frame.unit
+        assert unit is not None
+        try:
+            if frame.joined:
+                if exc is not None and _is_failure(exc, unit.operations > frame.operations):
+                    unit.doom(Doom(f"{exc!r} left a block that joined the unit", cause=exc))
+            else:
+                await unit.finish(commit=exc is None)
+        finally:
+            # Never with a token: the block may be left in a copy of its context.
+            current_frame.set(_without(current_frame.get(), frame))
+
+
+U = TypeVar("U", bound=UnitOfWork)
+
+
+class NewUnit(Generic[U]):
+    """The block of `uow.new()`. It keeps its own state, so it may be left in any context."""
+
+    def __init__(self, uow: U, options: dict[str, Any]) -> None:
+        self._uow = uow
+        self._options = options
+        self._frame: Frame | None = None
+
+    async def __aenter__(self) -> U:
+        if self._frame is not None:
+            raise ConfigurationError(
+                f"The block of {self._uow!r}.new() is entered already. Call new() for each block."
+            )
+        unit = self._uow.open_unit(BLOCK, self._options)
+        self._frame = self._uow._push(unit, owner=self, joined=False)
+        return self._uow
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        frame, self._frame = self._frame, None
+        assert frame is not None
+        await self._uow._pop(frame, exc)
+
+
+def _is_failure(exc: BaseException, used: bool) -> bool:
+    """Whether an exception that leaves a joined block means that its work is incomplete."""
+    if isinstance(exc, GeneratorExit):
+        return False  # the consumer of a generator stopped reading
+    return isinstance(exc, Exception) or used
+
+
+def _options(isolation_level: str | None, read_only: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if isolation_level is not None:
+        options["isolation_level"] = isolation_level
+    if read_only:
+        options[READ_ONLY] = True
+        options["postgresql_readonly"] = True
+    return options
+
+
+def _choose_isolation(unit: Unit, isolation_level: str, options: dict[str, Any]) -> None:
+    if unit.options == options:
+        return
+    if unit.has_begun:
+        raise TransactionStartedError(unit.name, isolation_level)
+    unit.set_options(options)
