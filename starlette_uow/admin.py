@@ -53,9 +53,14 @@ class Admin(sqla.Admin):
         super().__init__(self.uow.sessions, *args, **kwargs)
         ours = Middleware(AdminUnitMiddleware, uow=self.uow)
         self.middlewares = [
-            ours if middleware.cls is DBSessionMiddleware else middleware
+            ours if _is_stock(middleware) else middleware
             for middleware in self.middlewares
         ]
+
+
+def _is_stock(middleware: Middleware) -> bool:
+    cls: object = middleware.cls
+    return cls is DBSessionMiddleware
 
 
 class AdminUnitMiddleware(UnitOfWorkMiddleware):
