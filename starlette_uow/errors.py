@@ -14,6 +14,7 @@
     ├── BlockContextError           a block was left in another context
     ├── TransactionStartedError     too late to choose an isolation level
     ├── SavepointOpenError          a checkpoint inside a savepoint
+    ├── SessionDeadlockError        two tasks wait for each other
     ├── UnitDoomedError             a commit was asked for and is impossible
     ├── EndTimeoutError             the commit took too long and was given up
     └── CommitOutcomeUnknownError   the connection was lost during COMMIT
@@ -183,6 +184,24 @@ class SavepointOpenError(UnitOfWorkError):
             f"The unit of work of {unit} cannot be committed while a savepoint is open: the "
             f"savepoint could no longer be undone. Leave `async with uow.savepoint():` first."
         )
+
+
+class SessionDeadlockError(UnitOfWorkError):
+    """A task waited for the session while nothing ran and nothing moved.
+
+    Attributes:
+        waiter: the name of the task that waited.
+        holder: the name of the task it waited for.
+    """
+
+    def __init__(self, unit: str, waiter: str, holder: str, what: str, timeout: float) -> None:
+        super().__init__(
+            f"Task {waiter!r} waited {timeout:g} seconds for the session of {unit}, which task "
+            f"{holder!r} keeps for {what}, and nothing moved: they wait for each other. Start "
+            f"the tasks that a savepoint waits for inside the savepoint, or leave it first."
+        )
+        self.waiter = waiter
+        self.holder = holder
 
 
 class UnitDoomedError(UnitOfWorkError):

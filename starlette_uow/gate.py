@@ -1,6 +1,9 @@
 """One operation at a time: the turns that the tasks of a unit take on its session.
 
-Pure asyncio: nothing here knows SQLAlchemy.
+Pure asyncio: nothing here knows SQLAlchemy. Two identities are at work. Who may enter again is
+the *task* (event listeners call back into the session). Who may enter while a savepoint is open
+is everybody who was *started inside it*: a chain in a context variable, which child tasks
+inherit.
 """
 
 from __future__ import annotations
@@ -8,45 +11,103 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
-from starlette_uow.errors import WrongLoopError, WrongThreadError
+from starlette_uow.errors import SessionDeadlockError, WrongLoopError, WrongThreadError
 
 Task = asyncio.Task[Any]
+
+
+class Hold:
+    """The session belongs to the task that opened the hold, and to the tasks started inside it.
+
+    Attributes:
+        task: who opened it; None when it is over.
+        what: for messages.
+    """
+
+    __slots__ = ("task", "what")
+
+    def __init__(self, task: Task, what: str) -> None:
+        self.task: Task | None = task
+        self.what = what
+
+
+Chain = tuple[Hold, ...]
+
+# Never reset by token: a savepoint may be left in a task with a copy of the context.
+_chain: ContextVar[Chain] = ContextVar("starlette_uow_holds", default=())
+
+
+class _Waiter:
+    __slots__ = ("chain", "future", "moves", "over_holds", "task", "timer")
+
+    def __init__(self, task: Task, chain: Chain, over_holds: bool) -> None:
+        self.task = task
+        self.chain = chain
+        self.over_holds = over_holds
+        self.future: asyncio.Future[None] = task.get_loop().create_future()
+        self.moves = 0
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Gate:
     """Lets one task at a time operate on a session, first come first served.
 
-    A task that has its turn may enter again (event listeners call back into the session);
-    identity is the task, never a context variable, because child tasks inherit those.
+    Args:
+        name: of the unit, for messages.
+        wait_timeout: seconds a task waits while nothing at all moves, before it is told that
+            this is a deadlock.
+        when_free: called each time the turn has come back, before it is given away.
 
     Attributes:
         last_task: the task that entered last.
         entered: how often a task has entered.
     """
 
-    __slots__ = ("_closed", "_depth", "_loop", "_name", "_task", "_waiters", "entered", "last_task")
+    __slots__ = (
+        "_closed",
+        "_depth",
+        "_holds",
+        "_loop",
+        "_moves",
+        "_name",
+        "_task",
+        "_wait_timeout",
+        "_waiters",
+        "_when_free",
+        "entered",
+        "last_task",
+    )
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, *, wait_timeout: float, when_free: Callable[[], None] = lambda: None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._name = name
+        self._wait_timeout = wait_timeout
+        self._when_free = when_free
         self._task: Task | None = None
         self._depth = 0
-        self._waiters: deque[tuple[asyncio.Future[None], Task]] = deque()
+        self._holds: list[Hold] = []
+        self._waiters: deque[_Waiter] = deque()
+        self._moves = 0
         self._closed: Callable[[], Exception] | None = None
         self.last_task: Task | None = None
         self.entered = 0
 
+    # --- turns -----------------------------------------------------------------------------
+
     def try_enter(self) -> bool:
-        """Take the turn if it is free or already the caller's.
+        """Take the turn if it is free for the caller, or the caller's already.
 
         Raises:
-            UnitEndedError: the gate is closed (or the error it was closed with).
             WrongLoopError, WrongThreadError: the caller runs elsewhere.
+            UnitEndedError: the gate is closed (or the error it was closed with).
         """
         task = self._current_task()
-        if self._task is None and not self._waiters:
+        if self._task is None and (not self._holds or self.admits(_chain.get())):
             self._task = task
             self._depth = 1
         elif self._task is task:
@@ -57,66 +118,162 @@ class Gate:
         self.entered += 1
         return True
 
-    async def enter(self, *, first: bool = False) -> None:
+    async def enter(
+        self, *, first: bool = False, over_holds: bool = False, inside: Hold | None = None
+    ) -> None:
         """Wait for the turn, and take it.
-
-        Args:
-            first: go before everybody who waits already.
 
         A caller that is cancelled while it waits leaves the queue, and hands on a turn that it
         was given at the same moment: its cancellation costs nobody anything.
+
+        Args:
+            first: go before everybody who waits already.
+            over_holds: do not wait for savepoints of other tasks.
+            inside: count as inside this hold, whatever the context says.
+
+        Raises:
+            SessionDeadlockError: for `wait_timeout` nothing ran, and nothing moved.
         """
-        if self.try_enter():
+        if inside is None and self.try_enter():
             return
         task = self._current_task()
-        future: asyncio.Future[None] = self._loop.create_future()
-        waiter = (future, task)
+        chain = _chain.get() if inside is None else (*_chain.get(), inside)
+        waiter = _Waiter(task, chain, over_holds)
         if first:
             self._waiters.appendleft(waiter)
         else:
             self._waiters.append(waiter)
-        try:
-            await future
-        except asyncio.CancelledError:
-            if self._task is task:
-                self.leave()
-            else:
-                self._waiters.remove(waiter)
-            raise
+        if self._task is task:  # only with `inside`
+            self._waiters.remove(waiter)
+            self._depth += 1
+        else:
+            self._give()
+            await self._wait(waiter)
         self.last_task = task
         self.entered += 1
 
     def leave(self) -> None:
-        """Give the turn back, or to the task that has waited longest."""
+        """Give the turn back, and on to the task that has waited longest and may have it."""
         self._depth -= 1
-        if self._depth:
-            return
-        self._task = None
-        if self._waiters:
-            future, self._task = self._waiters.popleft()
-            self._depth = 1
-            future.set_result(None)
+        if not self._depth:
+            self._task = None
+            self._moves += 1
+            self._give()
+
+    def is_free(self) -> bool:
+        """Whether the caller could enter now without waiting."""
+        if self._task is not None:
+            return self._task is asyncio.current_task()
+        return self.admits(_chain.get())
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Refuse every later turn, and those who wait, with the error that `error()` makes."""
         self._closed = error
         while self._waiters:
-            future, _ = self._waiters.popleft()
-            future.set_exception(error())
+            self._refuse(self._waiters.popleft(), error())
+        for hold in self._holds:
+            hold.task = None
+        self._holds.clear()
 
-    def check_open(self) -> None:
-        """Raise the error that the gate was closed with, if it was."""
-        if self._closed is not None:
-            raise self._closed()
-
-    def _current_task(self) -> Task:
+    def check_usable(self) -> None:
+        """Raise unless the gate is open and belongs to the running event loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise WrongThreadError from None
         if loop is not self._loop:
             raise WrongLoopError(self._name)
-        self.check_open()
+        if self._closed is not None:
+            raise self._closed()
+
+    # --- holds -----------------------------------------------------------------------------
+
+    def hold(self, what: str) -> Hold:
+        """Keep the session for the caller, who has the turn, and for the tasks it starts."""
+        task = self._current_task()
+        hold = Hold(task, what)
+        self._holds.append(hold)
+        _chain.set((*(h for h in _chain.get() if h.task is not None), hold))
+        # wait_for(cm.__aenter__()) opens a savepoint in a task that is then gone.
+        task.add_done_callback(lambda _: self._give())
+        return hold
+
+    def release(self, hold: Hold) -> None:
+        """End a hold, and those that were opened inside it."""
+        if hold in self._holds:
+            for ended in self._holds[self._holds.index(hold) :]:
+                ended.task = None
+            del self._holds[self._holds.index(hold) :]
+            _chain.set(tuple(h for h in _chain.get() if h.task is not None))
+            self._moves += 1
+            self._give()
+
+    def chain(self) -> Chain:
+        """The holds that the caller is inside of."""
+        return _chain.get()
+
+    def admits(self, chain: Chain) -> bool:
+        """Whether the innermost hold lets a task with this chain pass."""
+        if not self._holds:
+            return True
+        top = self._holds[-1]
+        return top in chain or (top.task is not None and top.task.done())
+
+    # --- private ---------------------------------------------------------------------------
+
+    def _give(self) -> None:
+        if self._task is not None:
+            return
+        self._when_free()
+        for waiter in self._waiters:
+            if waiter.over_holds or self.admits(waiter.chain):
+                self._waiters.remove(waiter)
+                self._task = waiter.task
+                self._depth = 1
+                waiter.future.set_result(None)
+                return
+
+    async def _wait(self, waiter: _Waiter) -> None:
+        self._arm(waiter)
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            if self._task is waiter.task:
+                self.leave()
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
+        finally:
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+
+    def _arm(self, waiter: _Waiter) -> None:
+        waiter.moves = self._moves
+        waiter.timer = self._loop.call_later(self._wait_timeout, self._check_progress, waiter)
+
+    def _check_progress(self, waiter: _Waiter) -> None:
+        if waiter not in self._waiters:
+            return
+        if self._task is not None or waiter.moves != self._moves:
+            self._arm(waiter)
+            return
+        self._waiters.remove(waiter)
+        top = self._holds[-1]
+        holder = "a task that is gone" if top.task is None else top.task.get_name()
+        self._refuse(
+            waiter,
+            SessionDeadlockError(
+                self._name, waiter.task.get_name(), holder, top.what, self._wait_timeout
+            ),
+        )
+
+    @staticmethod
+    def _refuse(waiter: _Waiter, error: Exception) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(error)
+
+    def _current_task(self) -> Task:
+        self.check_usable()
         task = asyncio.current_task()
         assert task is not None, "a greenlet of SQLAlchemy always runs in a task"
         return task

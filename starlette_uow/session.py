@@ -14,15 +14,14 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, Result
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from starlette_uow.engine import TransactionState, watch
 from starlette_uow.errors import SessionClassError
-from starlette_uow.gate import Gate
+from starlette_uow.gate import Chain, Gate, Hold
 
 OPERATIONS = (
-    "begin",
     "begin_nested",
     "bulk_insert_mappings",
     "bulk_save_objects",
@@ -45,7 +44,7 @@ OPERATIONS = (
     "scalar",
     "scalars",
 )
-"""The methods of `Session` that may do I/O; `execute` is written out below."""
+"""The methods of `Session` that may do I/O, besides those written out below."""
 
 
 class UnitSession(Session):
@@ -54,6 +53,7 @@ class UnitSession(Session):
     Attributes:
         gate: whose turn it is.
         transaction_state: what is known about the transaction that is open.
+        holds: the holds of the savepoints that are open.
         root_ended: called when a transaction (not a savepoint) has ended, with whether it was
             committed.
         savepoint_undone: called with each savepoint that was rolled back.
@@ -69,8 +69,25 @@ class UnitSession(Session):
         super().__init__(*args, **kwargs)
         self.transaction_state = TransactionState()
         self.engine_options: dict[str, Any] = {}
+        self.holds: dict[SessionTransaction, Hold] = {}
         self._engines: dict[Engine, Engine] = {}
+        self._kept_back: list[tuple[InstanceState[Any], object, Chain]] = []
         self._streams: weakref.WeakSet[Result[Any]] | None = None
+
+    def adopt(self, name: str, *, wait_timeout: float) -> None:
+        """Become the session of a unit."""
+        self.gate = Gate(name, wait_timeout=wait_timeout, when_free=self._apply_kept_back)
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """Begin in turn. A savepoint belongs to this task, and to the tasks started inside it."""
+        _enter(self.gate)
+        try:
+            transaction = super().begin(nested=nested)
+            if nested:
+                self.holds[transaction] = self.gate.hold("a savepoint")
+        finally:
+            self.gate.leave()
+        return transaction
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute in turn, and remember a result that streams."""
@@ -87,8 +104,27 @@ class UnitSession(Session):
 
     def add(self, instance: object, *args: Any, **kwargs: Any) -> None:
         """Add, unless the unit has ended: nothing would ever write the object."""
-        self.gate.check_open()
+        self.gate.check_usable()
         super().add(instance, *args, **kwargs)
+
+    def _save_or_update_state(self, state: InstanceState[Any]) -> None:
+        # Where add() and cascades meet. Neither can wait, and an object that is added while
+        # another task's operation runs or its savepoint is open could be lost with it.
+        if self.gate.is_free():
+            super()._save_or_update_state(state)
+        else:
+            self._kept_back.append((state, state.obj(), self.gate.chain()))
+
+    def _apply_kept_back(self) -> None:
+        if not self._kept_back:
+            return
+        kept_back, self._kept_back = self._kept_back, []
+        for entry in kept_back:
+            state, _, chain = entry
+            if self.gate.admits(chain):
+                super()._save_or_update_state(state)
+            else:
+                self._kept_back.append(entry)
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:
         """The engine, with the options of this unit: SQLAlchemy's documented way to choose an
@@ -117,6 +153,31 @@ class UnitSession(Session):
         )
 
 
+class UnitTransaction(SessionTransaction):
+    """A transaction or savepoint whose context manager ends it in turn, too."""
+
+    session: UnitSession
+
+    def commit(self, *args: Any, **kwargs: Any) -> None:
+        self._in_turn(super().commit, *args, **kwargs)
+
+    def rollback(self, *args: Any, **kwargs: Any) -> None:
+        self._in_turn(super().rollback, *args, **kwargs)
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        self._in_turn(super().close, *args, **kwargs)
+
+    def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        gate = self.session.gate
+        hold = self.session.holds.get(self)
+        if not gate.try_enter():
+            await_only(gate.enter(inside=hold))
+        try:
+            end(*args, **kwargs)
+        finally:
+            gate.leave()
+
+
 def _enter(gate: Gate) -> None:
     if not gate.try_enter():
         await_only(gate.enter())
@@ -139,6 +200,12 @@ def _operation(name: str) -> Callable[..., Any]:
 for _name in OPERATIONS:
     if hasattr(Session, _name):  # delete_all and merge_all are new in SQLAlchemy 2.1
         setattr(UnitSession, _name, _operation(_name))
+
+
+@event.listens_for(UnitSession, "after_transaction_create")
+def _after_transaction_create(session: UnitSession, transaction: SessionTransaction) -> None:
+    if transaction.nested or transaction.parent is None:
+        transaction.__class__ = UnitTransaction
 
 
 @event.listens_for(UnitSession, "after_begin")
@@ -164,7 +231,10 @@ def _after_soft_rollback(session: UnitSession, transaction: SessionTransaction) 
 
 @event.listens_for(UnitSession, "after_transaction_end")
 def _after_transaction_end(session: UnitSession, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
+    if transaction.nested:
+        if (hold := session.holds.pop(transaction, None)) is not None:
+            session.gate.release(hold)
+    elif transaction.parent is None:
         ended, session.transaction_state = session.transaction_state, TransactionState()
         session.root_ended(ended.committed)
 

@@ -22,7 +22,6 @@ from starlette_uow.errors import (
     WrongLoopError,
     WrongThreadError,
 )
-from starlette_uow.gate import Gate
 from starlette_uow.policy import Decision, Doom, Outcome, decide
 from starlette_uow.session import UnitSession
 
@@ -33,6 +32,14 @@ SessionFactory = Callable[[], AsyncSession]
 """Makes the `AsyncSession` of a unit, upon a `UnitSession`."""
 
 _log = logging.getLogger("starlette_uow")
+
+
+class Timeouts(NamedTuple):
+    """How long things may take, in seconds."""
+
+    end: float
+    callback: float
+    wait: float
 
 
 class _Registered(NamedTuple):
@@ -57,15 +64,14 @@ class Unit:
 
     __slots__ = (
         "__weakref__",
-        "_callback_timeout",
         "_callbacks",
         "_closed",
         "_doom",
         "_due",
-        "_end_timeout",
         "_factory",
         "_loop",
         "_session",
+        "_timeouts",
         "ended",
         "name",
         "options",
@@ -78,8 +84,7 @@ class Unit:
         factory: SessionFactory,
         *,
         name: str,
-        end_timeout: float,
-        callback_timeout: float,
+        timeouts: Timeouts,
         closed: Callable[[Unit], None],
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -89,8 +94,7 @@ class Unit:
         self.ended: Callable[[], Exception] | None = None
         self._factory = factory
         self._closed = closed
-        self._end_timeout = end_timeout
-        self._callback_timeout = callback_timeout
+        self._timeouts = timeouts
         self.options = options
         self._loop = asyncio.get_running_loop()
         self._session: AsyncSession | None = None
@@ -112,7 +116,7 @@ class Unit:
         if self._session is None:
             session = self._factory()
             sync_session = cast(UnitSession, session.sync_session)
-            sync_session.gate = Gate(self.name)
+            sync_session.adopt(self.name, wait_timeout=self._timeouts.wait)
             sync_session.root_ended = self._root_ended
             sync_session.savepoint_undone = self._savepoint_undone
             sync_session.transaction_state.doom = self._doom
@@ -277,13 +281,13 @@ class Unit:
             terminate(session.transaction_state.connections)
 
         outcome, cause = await to_completion(
-            self._end_in_turn(session, commit=commit), timeout=self._end_timeout, terminate=expire
+            self._end_in_turn(session, commit=commit), timeout=self._timeouts.end, terminate=expire
         )
         error = cause
         if outcome is Outcome.UNKNOWN:
             error = CommitOutcomeUnknownError(self.name)
         elif expired and outcome is Outcome.ROLLED_BACK:
-            error = EndTimeoutError(self.name, self._end_timeout) if commit else None
+            error = EndTimeoutError(self.name, self._timeouts.end) if commit else None
         if error is not None and error is not cause:
             error.__cause__ = cause
         return error
@@ -291,9 +295,12 @@ class Unit:
     async def _end_in_turn(
         self, session: UnitSession, *, commit: bool
     ) -> tuple[Outcome, BaseException | None]:
-        """Take the turn before anybody who waits, so that no statement runs meanwhile."""
+        """Take the turn before anybody who waits, so that no statement runs meanwhile.
+
+        A commit waits for the savepoints of other tasks; a rollback has no reason to.
+        """
         try:
-            await session.gate.enter(first=True)
+            await session.gate.enter(first=True, over_holds=not commit)
         except asyncio.CancelledError as cancelled:
             # The event loop ends, or the statement of a stray task did not.
             terminate(session.transaction_state.connections)
@@ -328,7 +335,7 @@ class Unit:
         """Run a callback. One that uses the session gets a transaction of its own."""
         worked = False
         try:
-            async with asyncio.timeout(self._callback_timeout):
+            async with asyncio.timeout(self._timeouts.callback):
                 result = callback()
                 if inspect.isawaitable(result):
                     await result

@@ -33,7 +33,7 @@ from starlette_uow.errors import (
 )
 from starlette_uow.policy import Doom, Outcome
 from starlette_uow.session import UnitSession, unit_session_class
-from starlette_uow.unit import Callback, Unit
+from starlette_uow.unit import Callback, Timeouts, Unit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -185,6 +185,8 @@ class UnitOfWork:
             connection is terminated.
         callback_timeout: seconds an `on_commit` or `on_rollback` callback may take, 10 by
             default.
+        wait_timeout: seconds a task waits for the session while nothing moves at all, 30 by
+            default. A queue that moves slowly may take as long as it needs.
 
     Raises:
         NotAsyncError: a synchronous engine or sessionmaker was given.
@@ -204,6 +206,7 @@ class UnitOfWork:
         *,
         end_timeout: float = 10.0,
         callback_timeout: float = 10.0,
+        wait_timeout: float = 30.0,
     ) -> None:
         if isinstance(sessions, AsyncEngine):
             sessions = async_sessionmaker(sessions, expire_on_commit=False)
@@ -214,16 +217,15 @@ class UnitOfWork:
                 f"A unit of work needs an async_sessionmaker or an AsyncEngine, and got "
                 f"{sessions!r}. Pass `async_sessionmaker(engine, expire_on_commit=False)`."
             )
-        for name, seconds in (("end_timeout", end_timeout), ("callback_timeout", callback_timeout)):
+        self._timeouts = Timeouts(end_timeout, callback_timeout, wait_timeout)
+        for name, seconds in self._timeouts._asdict().items():
             if not seconds > 0:
                 raise ConfigurationError(
-                    f"`{name}` has to be more than 0 seconds, and is {seconds!r}. Leave it out "
-                    f"for 10 seconds."
+                    f"`{name}_timeout` has to be more than 0 seconds, and is {seconds!r}. Leave "
+                    f"it out for the default."
                 )
         self.sessions = sessions
         self._session_class = unit_session_class(sessions)
-        self._end_timeout = end_timeout
-        self._callback_timeout = callback_timeout
         self._units: set[Unit] = set()
         self._last_unit_ended: anyio.Event | None = None
         for engine in self._engines():
@@ -467,8 +469,7 @@ class UnitOfWork:
         unit = Unit(
             self._make_session,
             name=name,
-            end_timeout=self._end_timeout,
-            callback_timeout=self._callback_timeout,
+            timeouts=self._timeouts,
             closed=self._release,
             options=options,
         )
