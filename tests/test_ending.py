@@ -1,0 +1,442 @@
+"""The end of a unit: it runs to completion, within a deadline, and knows what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from starlette_uow import (
+    CommitOutcomeUnknownError,
+    EndTimeoutError,
+    Outcome,
+    UnitOfWork,
+    UnitOfWorkMiddleware,
+)
+from starlette_uow.uow import current_frame
+from tests.asgi import Exchange
+from tests.databases import Database, PostgresObserver
+from tests.models import Item
+
+LOCK = 4711
+HERE = "from pg_stat_activity where datname = current_database() and wait_event"
+WAITING = f"select count(*) {HERE} = 'advisory'"
+SLEEPING = f"select count(*) {HERE} = 'PgSleep'"
+
+
+class SlowCommit:
+    """A database whose COMMIT waits until the test lets it go on."""
+
+    def __init__(self, observer: PostgresObserver) -> None:
+        self.observer = observer
+
+    async def reached(self) -> None:
+        """Wait until a backend is inside its COMMIT."""
+        while not await self.observer.scalar(WAITING):
+            pass
+
+    async def let_go(self) -> None:
+        await self.observer.connection.execute(f"select pg_advisory_unlock({LOCK})")
+
+    async def cut(self) -> None:
+        """Lose the connection that is committing."""
+        await self.observer.connection.execute(
+            f"select pg_terminate_backend(pid) {HERE} = 'advisory'"
+        )
+
+
+@pytest.fixture
+async def slow_commit(database: Database) -> AsyncIterator[SlowCommit]:
+    """A deferred trigger that wants a lock which the observer holds."""
+    if not isinstance(database.observer, PostgresObserver):
+        pytest.skip("the COMMIT of SQLite cannot be made to wait")
+    connection = database.observer.connection
+    await connection.execute(
+        f"""
+        create function wait() returns trigger language plpgsql as
+            $$ begin perform pg_advisory_xact_lock_shared({LOCK}); return null; end $$;
+        create constraint trigger slow_commit after insert on items
+            deferrable initially deferred for each row execute function wait();
+        select pg_advisory_lock({LOCK});
+        """
+    )
+    yield SlowCommit(database.observer)
+    await connection.execute(
+        "select pg_advisory_unlock_all(); drop function wait() cascade;"
+    )
+
+
+async def write(uow: UnitOfWork, name: str = "a") -> None:
+    async with uow:
+        uow.session.add(Item(name=name))
+
+
+async def test_cancelled_commit_is_carried_through(
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+) -> None:
+    """Any number of native cancellations wait, and are raised when it is done."""
+    heard: list[str] = []
+
+    async def work() -> None:
+        async with uow:
+            uow.on_commit(lambda: heard.append("committed"))
+            uow.session.add(Item(name="a"))
+
+    task = asyncio.create_task(work())
+    await slow_commit.reached()
+    for _ in range(5):
+        task.cancel()
+        await asyncio.wait({task}, timeout=0)
+    assert not task.done()
+    await slow_commit.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await database.observer.names() == ["a"]
+    assert heard == ["committed"]
+
+
+async def test_commit_in_a_cancelled_anyio_scope_is_carried_through(
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+) -> None:
+    """anyio delivers its cancellation again at every await, but not behind the shield."""
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(write, uow)
+            await slow_commit.reached()
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await slow_commit.let_go()
+
+    assert scope.cancelled_caught
+    assert await database.observer.names() == ["a"]
+
+
+async def test_client_that_leaves_during_the_commit(
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+) -> None:
+    """The commit was decided, so it stays; the connection comes back."""
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        uow.session.add(Item(name="a"))
+        await PlainTextResponse("answer", 201)(scope, receive, send)  # type: ignore[arg-type]
+
+    exchange = Exchange(UnitOfWorkMiddleware(app, uow=uow), database.observer)
+    task = asyncio.create_task(exchange.run())
+    await slow_commit.reached()
+    task.cancel()
+    await slow_commit.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert exchange.events == []
+    assert await database.observer.names() == ["a"]
+
+
+async def test_cancellation_before_the_decision_rolls_back(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Whatever was flushed."""
+    flushed = asyncio.Event()
+
+    async def work() -> None:
+        async with uow:
+            uow.session.add(Item(name="a"))
+            await uow.session.flush()
+            flushed.set()
+            await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(work())
+    await flushed.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await database.observer.names() == []
+
+
+async def test_cancelled_statement_rolls_back(uow: UnitOfWork, database: Database) -> None:
+    """Its connection is lost to the driver, and is not pooled."""
+    if not database.is_postgres:
+        pytest.skip("needs a statement that waits")
+    assert isinstance(database.observer, PostgresObserver)
+    await database.observer.connection.execute(f"select pg_advisory_lock({LOCK})")
+
+    async def work() -> None:
+        async with uow:
+            uow.session.add(Item(name="a"))
+            await uow.session.flush()
+            await uow.session.execute(text(f"select pg_advisory_lock({LOCK})"))
+
+    task = asyncio.create_task(work())
+    while not await database.observer.scalar(WAITING):
+        pass
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await database.observer.connection.execute("select pg_advisory_unlock_all()")
+    await write(uow, "next")
+
+    assert await database.observer.names() == ["next"]
+
+
+async def test_cancelled_statement_that_the_app_swallows_is_refused(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """A timeout around a statement takes the transaction with it, and a 2xx would be a lie."""
+    if not database.is_postgres:
+        pytest.skip("needs a statement that waits")
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+        try:
+            async with asyncio.timeout(0.1):
+                await uow.session.execute(text("select pg_sleep(60)"))
+        except TimeoutError:
+            pass
+        await PlainTextResponse("answer", 201)(scope, receive, send)  # type: ignore[arg-type]
+
+    exchange = await Exchange(UnitOfWorkMiddleware(app, uow=uow), database.observer).run()
+
+    assert exchange.events == []
+    assert "pg_sleep" in str(exchange.error)
+    assert await database.observer.names() == []
+
+
+async def test_connection_lost_during_commit_is_unknown(
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+) -> None:
+    """Never reported as rolled back: both kinds of callbacks stay silent."""
+    heard: list[str] = []
+
+    async def work() -> None:
+        async with uow:
+            uow.on_commit(lambda: heard.append("committed"))
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.session.add(Item(name="a"))
+
+    task = asyncio.create_task(work())
+    await slow_commit.reached()
+    await slow_commit.cut()
+    with pytest.raises(CommitOutcomeUnknownError, match="unknown") as caught:
+        await task
+
+    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert heard == []
+
+
+async def test_connection_lost_before_commit_is_rolled_back(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """The error passes untouched, and the outcome is known."""
+    if not isinstance(database.observer, PostgresObserver):
+        pytest.skip("SQLite has no connection to lose")
+    heard: list[str] = []
+
+    with pytest.raises(DBAPIError):
+        async with uow:
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            pid = await uow.session.scalar(text("select pg_backend_pid()"))
+            await database.observer.connection.execute(f"select pg_terminate_backend({pid})")
+            uow.session.add(Item(name="a"))
+
+    assert heard == ["rolled back"]
+
+
+async def test_commit_that_takes_longer_than_the_deadline_is_unknown(
+    sessions: async_sessionmaker[AsyncSession], database: Database, slow_commit: SlowCommit
+) -> None:
+    """The connection is terminated while COMMIT is in flight: nobody knows."""
+    uow = UnitOfWork(sessions, end_timeout=0.2)
+
+    with pytest.raises(CommitOutcomeUnknownError):
+        await write(uow)
+
+    await slow_commit.let_go()
+    while not await database.observer.names():  # the server carries it through by itself
+        pass
+
+
+async def test_statement_that_outlives_the_deadline_is_rolled_back(
+    sessions: async_sessionmaker[AsyncSession], database: Database
+) -> None:
+    """A stray task's statement is waited for, never rolled back over; then it is cut."""
+    if not database.is_postgres:
+        pytest.skip("needs a statement that waits")
+    uow = UnitOfWork(sessions, end_timeout=0.2)
+    strays: list[asyncio.Task[object]] = []
+
+    with pytest.raises(EndTimeoutError, match=r"0\.2 seconds"):
+        async with uow:
+            uow.session.add(Item(name="a"))
+            await uow.session.flush()
+            stray = asyncio.ensure_future(uow.session.execute(text("select pg_sleep(60)")))
+            strays.append(stray)
+            while not await database.observer.scalar(SLEEPING):
+                pass
+    with pytest.raises(DBAPIError):
+        await strays[0]
+
+    assert await database.observer.names() == []
+    assert isinstance(database.observer, PostgresObserver)
+    await database.observer.connection.execute(
+        f"select pg_terminate_backend(pid) {HERE} = 'PgSleep'"
+    )
+    while await database.observer.scalar(SLEEPING):
+        pass
+
+
+async def test_short_statement_of_a_stray_task_is_waited_for(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """A rollback over a running statement would pool a connection inside a transaction."""
+    strays: list[asyncio.Task[object]] = []
+
+    async with uow:
+        await uow.session.execute(select(Item))
+        query = "select pg_sleep(0.1)" if database.is_postgres else "select 1"
+        strays.append(asyncio.ensure_future(uow.session.execute(text(query))))
+        await asyncio.wait(strays, timeout=0)
+        uow.session.add(Item(name="a"))
+    await strays[0]
+
+    assert await database.observer.names() == ["a"]
+
+
+async def test_end_of_the_loop_during_a_commit(
+    sessions: async_sessionmaker[AsyncSession], database: Database, slow_commit: SlowCommit
+) -> None:
+    """asyncio.run() cancels every task, also the one that commits: the connection is destroyed."""
+    uow = UnitOfWork(sessions)
+    task = asyncio.create_task(write(uow))
+    await slow_commit.reached()
+    ending = [t for t in asyncio.all_tasks() if "_end_in_turn" in repr(t)]
+
+    assert len(ending) == 1
+    task.cancel()
+    ending[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert uow._units == set()
+
+
+async def test_rollback_that_fails_destroys_the_connection(
+    uow: UnitOfWork, database: Database, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged and never pooled; the answer of the app stays true, so it passes."""
+    pids: list[object] = []
+
+    def fail(connection: object) -> None:
+        raise OSError("no route to host")
+
+    async with uow:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+        uow.doom()
+        event.listen(engine.sync_engine, "rollback", fail)
+    event.remove(engine.sync_engine, "rollback", fail)
+    async with uow:
+        pids.append(await uow.session.scalar(select(Item.name)))
+
+    assert pids == [None]
+    assert "no route to host" in caplog.text
+
+
+async def test_error_after_the_commit_changes_nothing(
+    uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A listener of the app that fails after COMMIT cannot make it undone."""
+
+    def fail(session: object) -> None:
+        raise OSError("the listener failed")
+
+    async with uow:
+        event.listen(uow.session.sync_session, "after_commit", fail)
+        uow.session.add(Item(name="a"))
+
+    assert await database.observer.names() == ["a"]
+    assert "the listener failed" in caplog.text
+
+
+async def test_connection_that_comes_back_in_a_transaction_is_discarded(
+    engine: AsyncEngine, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever put it there: nobody after it inherits a transaction."""
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        driver = raw.driver_connection
+        assert driver is not None
+        await driver.execute("begin")
+        await driver.execute("insert into items (name) values ('a')")
+        # Keep SQLAlchemy from resetting it, as a rollback that was cancelled would.
+        if database.is_postgres:
+            raw._transaction = None
+
+        async def nothing() -> None: ...
+
+        if not database.is_postgres:
+            driver.rollback = nothing
+
+    assert "discarded" in caplog.text
+    assert await database.observer.open_transactions() == []
+    assert await database.observer.names() == []
+
+
+async def test_outcome_of_each_transaction(uow: UnitOfWork) -> None:
+    """The unit knows how its last transaction ended."""
+    async with uow:
+        frame = current_frame.get()
+        assert frame is not None
+        assert frame.unit is not None
+        unit = frame.unit
+        assert unit.outcome is None
+        uow.session.add(Item(name="a"))
+        await uow.rollback()
+        assert unit.outcome is Outcome.ROLLED_BACK
+        uow.session.add(Item(name="b"))
+
+    assert unit.outcome is Outcome.COMMITTED
+
+
+async def test_cancelled_request_gives_its_connection_back(
+    uow: UnitOfWork, database: Database, engine: AsyncEngine
+) -> None:
+    """More of them than the pool has connections, at every step of the way."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
+    from tests.asgi import layers
+
+    async def endpoint(request: Request) -> Response:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+        await uow.session.execute(select(Item))
+        return PlainTextResponse("answer", 201)
+
+    app = Starlette(
+        routes=[Route("/", endpoint)],
+        middleware=[Middleware(UnitOfWorkMiddleware, uow=uow), *layers(1)],
+    )
+    for steps in range(60):
+        exchange = Exchange(app, database.observer)
+        task = asyncio.create_task(exchange.run())
+        for _ in range(steps):
+            await asyncio.wait({task}, timeout=0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        if exchange.is_complete:
+            assert await database.observer.names() == ["a"]
+        while await database.observer.open_transactions():
+            pass  # the server may need a moment to see that its client is gone
+        async with uow:
+            await uow.session.execute(text("delete from items"))
