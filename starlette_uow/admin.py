@@ -25,14 +25,19 @@ class Admin(sqla.Admin):
     the `AFTER_*_COMMITTED` events run after that commit, and never after a rollback; an error in
     one of them is logged.
 
+    `request.state.session` is the unit's session, and what a callback writes through it is
+    committed, too. A websocket below the admin uses `current_session()`.
+
     On an app with `UnitOfWorkMiddleware` for the same unit of work, the admin joins its units;
     on an app without, it opens one for each request by itself.
 
     Args:
-        uow: whose units the views work in; an `async_sessionmaker` or `AsyncEngine` is accepted
-            for an admin that stands alone. Its sessions need `expire_on_commit=False`, because
-            views read an object's key after its commit.
-        **kwargs: all other arguments of `starlette_admin.contrib.sqla.Admin`.
+        session_provider: the `UnitOfWork` whose units the views work in: the same that the app's
+            middleware serves, or the admin opens a second unit for each request. An
+            `async_sessionmaker` or `AsyncEngine` is accepted for an admin that stands alone. The
+            sessions need `expire_on_commit=False`, because views read an object's key after its
+            commit.
+        *args, **kwargs: all other arguments of `starlette_admin.contrib.sqla.Admin`.
 
     Raises:
         ConfigurationError: the sessions expire their objects on commit.
@@ -40,11 +45,12 @@ class Admin(sqla.Admin):
 
     def __init__(
         self,
-        uow: UnitOfWork | async_sessionmaker[Any] | AsyncEngine,
+        session_provider: UnitOfWork | async_sessionmaker[Any] | AsyncEngine,
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        self.uow = uow if isinstance(uow, UnitOfWork) else UnitOfWork(uow)
+        given = session_provider
+        self.uow = given if isinstance(given, UnitOfWork) else UnitOfWork(given)
         if self.uow.expires_on_commit:
             raise ConfigurationError(
                 f"The admin reads objects after their commit, and the sessions of {self.uow!r} "

@@ -135,6 +135,14 @@ def watch(connection: Connection, state: TransactionState) -> None:
     _states[connection] = state
 
 
+def unwatch(state: TransactionState) -> None:
+    """Forget a transaction that has ended. A state refers to its connections, which would
+    otherwise never leave the weak dictionary.
+    """
+    for connection in state.connections:
+        _states.pop(connection, None)
+
+
 def _apply_sqlite_recipe(engine: Engine, busy_timeout: float) -> None:
     def connect(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
         # The driver's own BEGIN comes too late for savepoints and reads, so it is turned off:

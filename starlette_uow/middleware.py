@@ -57,7 +57,8 @@ class UnitOfWorkMiddleware:
        the first body message; if that is the last, a failing commit still becomes a proper
        answer, otherwise it breaks the body off.
     7. The body uses the session after the commit: a second transaction, ended before the last
-       body message passes, and rolled back if the body failed.
+       body message passes, and rolled back if the body failed. (Below a `BaseHTTPMiddleware` a
+       body runs ahead: what it does before its first chunk may belong to the first transaction.)
     8. Background tasks use the session: a transaction for all of them, committed when the app
        returns, rolled back if it raises.
     9. A websocket: a unit for the handshake, committed before `websocket.accept` passes, rolled

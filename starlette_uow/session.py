@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine, Result
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
-from starlette_uow.engine import TransactionState, watch
+from starlette_uow.engine import TransactionState, unwatch, watch
 from starlette_uow.errors import SessionClassError
 from starlette_uow.gate import Chain, Gate, Hold
 from starlette_uow.stream import Streams, enter_in_greenlet
@@ -53,6 +53,7 @@ class UnitSession(Session):
         gate: whose turn it is.
         transaction_state: what is known about the transaction that is open.
         holds: the holds of the savepoints that are open.
+        released: the savepoint that is being released just now.
         root_ended: called when a transaction (not a savepoint) has ended, with whether it was
             committed.
         streams: the streaming results that were handed out.
@@ -70,6 +71,7 @@ class UnitSession(Session):
         self.transaction_state = TransactionState()
         self.engine_options: dict[str, Any] = {}
         self.holds: dict[SessionTransaction, Hold] = {}
+        self.released: SessionTransaction | None = None
         self._engines: dict[Engine, Engine] = {}
         self._kept_back: list[tuple[InstanceState[Any], object, Chain]] = []
         self.streams = Streams()
@@ -202,23 +204,23 @@ def _after_begin(
 @event.listens_for(UnitSession, "after_commit")
 def _after_commit(session: UnitSession) -> None:
     # The event fires on the release of a savepoint, too.
-    if not session.in_nested_transaction():
+    session.released = session.get_nested_transaction()
+    if session.released is None:
         session.transaction_state.committed = True
-
-
-@event.listens_for(UnitSession, "after_soft_rollback")
-def _after_soft_rollback(session: UnitSession, transaction: SessionTransaction) -> None:
-    if transaction.nested:
-        session.savepoint_undone(transaction)
 
 
 @event.listens_for(UnitSession, "after_transaction_end")
 def _after_transaction_end(session: UnitSession, transaction: SessionTransaction) -> None:
     if transaction.nested:
+        # Not "after_soft_rollback": a savepoint whose flush failed is only closed.
+        if transaction is not session.released:
+            session.savepoint_undone(transaction)
+        session.released = None
         if (hold := session.holds.pop(transaction, None)) is not None:
             session.gate.release(hold)
     elif transaction.parent is None:
         ended, session.transaction_state = session.transaction_state, TransactionState()
+        unwatch(ended)
         session.root_ended(ended.committed)
 
 

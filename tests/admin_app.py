@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import httpx
+from jinja2 import FileSystemBytecodeCache
 from sqlalchemy import Connection, event, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.applications import Starlette
@@ -26,6 +27,7 @@ from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, current_session
 from starlette_uow.admin import Admin
 from tests.models import Item, Part
 
+TEMPLATES = FileSystemBytecodeCache()
 CSRF_COOKIE = "starlette_admin_csrftoken"
 FLASH_COOKIE = "starlette_admin_flash"
 
@@ -145,6 +147,7 @@ class Site:
 
 def new_admin(uow: Any, **kwargs: Any) -> Admin:
     admin = Admin(uow, secret_key="secret", **kwargs)
+    admin.templates.env.bytecode_cache = TEMPLATES  # compiled once for all tests
     for view in (ItemView(Item), PartView(Part), StrayPartView(Part)):
         admin.add_view(view)
     return admin
@@ -166,6 +169,18 @@ async def open_client(app: Starlette, base_url: str = "/admin") -> AsyncIterator
         await client.get(f"{base_url}/")
         client.headers["X-CSRFToken"] = client.cookies[CSRF_COOKIE]
         yield client
+
+
+def item(name: str, *, parts: int = 0) -> dict[str, Any]:
+    """What the form of an item sends, with its inline forms."""
+    inlines = {f"inlines.part.{n}.id": "1" for n in range(parts)}
+    return {"data": {"name": name, **inlines}}
+
+
+def csv(*names: str) -> dict[str, Any]:
+    """What the form of an import sends."""
+    content = "\n".join(("name", *names)).encode()
+    return {"data": {"format": "csv"}, "files": {"file": ("items.csv", content, "text/csv")}}
 
 
 async def add_items(uow: UnitOfWork, *names: str) -> None:

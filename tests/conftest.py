@@ -30,6 +30,8 @@ from tests.databases import (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gc.collect()
+    gc.freeze()  # so that a collection after each test looks at what the test made
     for item in items:
         if inspect.iscoroutinefunction(getattr(item, "function", None)):
             item.add_marker(pytest.mark.anyio)

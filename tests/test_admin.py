@@ -19,6 +19,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import WebSocketRoute
+from starlette.types import Message
+from starlette.websockets import WebSocket
 from starlette_admin.events import AdminEvent
 from starlette_admin.helpers import on_commit
 
@@ -28,6 +31,8 @@ from tests.admin_app import (
     HeaderAuth,
     Site,
     add_items,
+    csv,
+    item,
     new_admin,
     new_app,
     open_client,
@@ -52,18 +57,6 @@ async def site(uow: UnitOfWork, request: pytest.FixtureRequest) -> AsyncIterator
     app = new_app(admin, uow=uow if request.param else None)
     async with open_client(app) as client:
         yield Site(app, admin, client)
-
-
-def item(name: str, *, parts: int = 0) -> dict[str, Any]:
-    """What the form of an item sends, with its inline forms."""
-    inlines = {f"inlines.part.{n}.id": "1" for n in range(parts)}
-    return {"data": {"name": name, **inlines}}
-
-
-def csv(*names: str) -> dict[str, Any]:
-    """What the form of an import sends."""
-    content = "\n".join(("name", *names)).encode()
-    return {"data": {"format": "csv"}, "files": {"file": ("items.csv", content, "text/csv")}}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +101,7 @@ async def test_page_is_read_in_one_transaction(
         ("/_api/item/action?pks=1&pks=2&name=delete", {}, 200, [], 0),
         ("/_api/item/action?pks=1&pks=2&name=mark", {}, 200, ["a!", "b!"], 0),
         ("/_api/item/action?all=1&name=mark", {}, 200, ["a!", "b!"], 0),
+        ("/_api/item/action?all=1&name=export", {"data": {"format": "csv"}}, 200, ["a", "b"], 0),
         ("/_api/item/import", csv("c", "a", "d", '""'), 200, ["a", "b", "c", "d"], 0),
     ],
 )
@@ -339,18 +333,6 @@ async def test_error_in_a_callback_is_logged_and_changes_no_answer(
     assert await database.observer.names() == ["a", "b", "c"]
 
 
-async def test_export_carries_what_was_committed(site: Site, engine: AsyncEngine) -> None:
-    """It is one transaction that reads."""
-    form = {"format": "csv", "scope": "page", "fields": ["id", "name"]}
-
-    with transactions(engine) as seen:
-        response = await site.post("/_api/item/action?all=1&name=export", data=form)
-
-    assert response.status_code == 200
-    assert [line.split(",")[1] for line in response.text.split()[1:]] == ["a", "b"]
-    assert seen == ["begin", "commit"]
-
-
 @pytest.mark.parametrize("fail", [False, True])
 async def test_body_of_a_custom_response_is_a_second_transaction(
     site: Site, database: Database, fail: bool
@@ -364,6 +346,30 @@ async def test_body_of_a_custom_response_is_a_second_transaction(
     assert response.text == "ab"
     written = [] if fail else ["written by the body"]
     assert await database.observer.names() == ["a", "b", *written]
+
+
+async def test_websocket_of_the_admin_has_a_unit_for_its_handshake(
+    site: Site, database: Database
+) -> None:
+    """A plugin may bring one: what its handshake writes is committed before it is accepted."""
+    sent: list[tuple[str, list[str]]] = []
+
+    async def connect(websocket: WebSocket) -> None:
+        current_session().add(Item(name="c"))
+        await websocket.accept()
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append((message["type"], await database.observer.names()))
+
+    site.admin.app.router.routes.append(WebSocketRoute("/socket", connect))
+    scope = {"type": "websocket", "path": "/admin/socket", "root_path": "", "headers": []}
+
+    await site.app(scope, receive, send)
+
+    assert sent == [("websocket.accept", ["a", "b", "c"])]
 
 
 async def test_flash_message_is_shown_once_on_the_page_after_the_redirect(site: Site) -> None:
