@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from sqlalchemy.engine import Connection
 
-from starlette_uow.engine import TransactionState
+from starlette_uow.engine import TransactionState, why_aborted
 from starlette_uow.policy import Outcome
 from starlette_uow.session import UnitSession
 
@@ -38,6 +38,8 @@ def end_transaction(session: UnitSession, *, commit: bool) -> tuple[Outcome, Bas
             session.close()
             return Outcome.COMMITTED, None if isinstance(error, Exception) else error
         outcome = _outcome_of_failed_commit(state, error)
+        if (doomed := why_aborted(state, error)) is not None:  # raised by the flush
+            doomed.__cause__, error = error, doomed
         return outcome, _roll_back(session) or error
     return Outcome.COMMITTED, None
 

@@ -217,7 +217,8 @@ def _note_error(context: ExceptionContext) -> None:
     state = None if connection is None else _states.get(connection)
     if connection is None or state is None:
         return
-    state.error = (context.original_exception, context.statement)
+    if state.error is None or _sqlstate(context.original_exception) != IN_FAILED_SQL_TRANSACTION:
+        state.error = (context.original_exception, context.statement)
     if context.dialect.name == "sqlite" and not context.is_disconnect:
         driver_connection = connection.connection.driver_connection
         if not _in_transaction(driver_connection):
@@ -239,17 +240,30 @@ def _before_commit(connection: Connection) -> None:
 
 
 def _check_alive(connection: Connection, state: TransactionState) -> None:
-    assert state.error is not None
+    try:
+        connection.exec_driver_sql("SELECT 1")
+    except Exception as refused:
+        if (doomed := why_aborted(state, refused)) is None:
+            raise
+        raise doomed from refused
+
+
+def why_aborted(state: TransactionState, refused: BaseException) -> UnitDoomedError | None:
+    """The error that names the cause, for one that says only that the transaction is dead."""
+    aborted = (
+        # The connection was lost, or its statement was cancelled.
+        isinstance(refused, PendingRollbackError)
+        or isinstance(refused, DBAPIError)
+        and _sqlstate(refused.orig) == IN_FAILED_SQL_TRANSACTION
+    )
+    if not aborted or state.error is None:
+        return None
     error, statement = state.error
     reason = f"the transaction was aborted by {type(error).__name__}: {error}"
     if statement is not None:
         reason += f" (in {statement!r})"
-    try:
-        connection.exec_driver_sql("SELECT 1")
-    except PendingRollbackError as invalidated:
-        # The connection was lost, or its statement was cancelled.
-        raise UnitDoomedError(Doom(reason, cause=error)) from invalidated
-    except DBAPIError as refused:
-        if getattr(refused.orig, "sqlstate", None) != IN_FAILED_SQL_TRANSACTION:
-            raise
-        raise UnitDoomedError(Doom(reason, cause=error)) from refused
+    return UnitDoomedError(Doom(reason, cause=error))
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    return getattr(error, "sqlstate", None)

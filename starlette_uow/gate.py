@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 from starlette_uow.errors import SessionDeadlockError, WrongLoopError, WrongThreadError
@@ -27,11 +27,19 @@ class Hold:
         what: for messages.
     """
 
-    __slots__ = ("task", "what")
+    __slots__ = ("_on_done", "task", "what")
 
-    def __init__(self, task: Task, what: str) -> None:
+    def __init__(self, task: Task, what: str, on_done: Callable[[Task], object]) -> None:
         self.task: Task | None = task
         self.what = what
+        self._on_done: Callable[[Task], object] | None = on_done
+        task.add_done_callback(on_done)
+
+    def end(self) -> None:
+        """Be nobody's, and leave nothing behind in the task that opened it."""
+        if self.task is not None and self._on_done is not None:
+            self.task.remove_done_callback(self._on_done)
+        self.task = self._on_done = None
 
 
 Chain = tuple[Hold, ...]
@@ -119,8 +127,13 @@ class Gate:
         return True
 
     async def enter(
-        self, *, first: bool = False, over_holds: bool = False, inside: Hold | None = None
-    ) -> None:
+        self,
+        *,
+        first: bool = False,
+        over_holds: bool = False,
+        inside: Hold | None = None,
+        patient: bool = False,
+    ) -> asyncio.CancelledError | None:
         """Wait for the turn, and take it.
 
         A caller that is cancelled while it waits leaves the queue, and hands on a turn that it
@@ -130,12 +143,14 @@ class Gate:
             first: go before everybody who waits already.
             over_holds: do not wait for savepoints of other tasks.
             inside: count as inside this hold, whatever the context says.
+            patient: wait on although cancelled; return the cancellation.
 
         Raises:
             SessionDeadlockError: for `wait_timeout` nothing ran, and nothing moved.
         """
         if inside is None and self.try_enter():
-            return
+            return None
+        cancelled = None
         task = self._current_task()
         chain = _chain.get() if inside is None else (*_chain.get(), inside)
         waiter = _Waiter(task, chain, over_holds)
@@ -148,9 +163,13 @@ class Gate:
             self._depth += 1
         else:
             self._give()
-            await self._wait(waiter)
+            cancelled = await self._wait(waiter, patient)
+            if self._closed is not None:  # between the turn's grant and now
+                self.leave()
+                raise self._closed()
         self.last_task = task
         self.entered += 1
+        return cancelled
 
     def leave(self) -> None:
         """Give the turn back, and on to the task that has waited longest and may have it."""
@@ -172,8 +191,13 @@ class Gate:
         while self._waiters:
             self._refuse(self._waiters.popleft(), error())
         for hold in self._holds:
-            hold.task = None
+            hold.end()
         self._holds.clear()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether every turn is refused from now on."""
+        return self._closed is not None
 
     def check_usable(self) -> None:
         """Raise unless the gate is open and belongs to the running event loop."""
@@ -190,19 +214,27 @@ class Gate:
 
     def hold(self, what: str) -> Hold:
         """Keep the session for the caller, who has the turn, and for the tasks it starts."""
-        task = self._current_task()
-        hold = Hold(task, what)
-        self._holds.append(hold)
-        _chain.set((*(h for h in _chain.get() if h.task is not None), hold))
-        # wait_for(cm.__aenter__()) opens a savepoint in a task that is then gone.
-        task.add_done_callback(lambda _: self._give())
+        hold = self.reserve(what)
+        self.keep(hold)
         return hold
+
+    def reserve(self, what: str) -> Hold:
+        """Make a hold for the caller, which begins when somebody calls `keep()` with it."""
+        # wait_for(cm.__aenter__()) opens a savepoint in a task that is then gone.
+        hold = Hold(self._current_task(), what, lambda _: self._give())
+        _chain.set((*(h for h in _chain.get() if h.task is not None), hold))
+        return hold
+
+    def keep(self, hold: Hold) -> None:
+        """Begin a hold. The caller has the turn, but need not be who made the hold."""
+        if hold not in self._holds:
+            self._holds.append(hold)
 
     def release(self, hold: Hold) -> None:
         """End a hold, and those that were opened inside it."""
         if hold in self._holds:
             for ended in self._holds[self._holds.index(hold) :]:
-                ended.task = None
+                ended.end()
             del self._holds[self._holds.index(hold) :]
             _chain.set(tuple(h for h in _chain.get() if h.task is not None))
             self._moves += 1
@@ -214,18 +246,25 @@ class Gate:
 
     def admits(self, chain: Chain) -> bool:
         """Whether the innermost hold lets a task with this chain pass."""
-        if not self._holds:
-            return True
-        top = self._holds[-1]
-        return top in chain or (top.task is not None and top.task.done())
+        top = self._top()
+        return top is None or top in chain
 
     # --- private ---------------------------------------------------------------------------
+
+    def _top(self) -> Hold | None:
+        """The innermost hold. One whose task is done is nobody's."""
+        for hold in reversed(self._holds):
+            if hold.task is not None and not hold.task.done():
+                return hold
+        return None
 
     def _give(self) -> None:
         if self._task is not None:
             return
         self._when_free()
         for waiter in self._waiters:
+            if waiter.future.done():
+                continue  # cancelled, and about to leave the queue
             if waiter.over_holds or self.admits(waiter.chain):
                 self._waiters.remove(waiter)
                 self._task = waiter.task
@@ -233,9 +272,15 @@ class Gate:
                 waiter.future.set_result(None)
                 return
 
-    async def _wait(self, waiter: _Waiter) -> None:
+    async def _wait(self, waiter: _Waiter, patient: bool) -> asyncio.CancelledError | None:
         self._arm(waiter)
+        cancelled = None
         try:
+            while patient and not waiter.future.done():
+                try:
+                    await asyncio.wait({waiter.future})
+                except asyncio.CancelledError as error:
+                    cancelled = error
             await waiter.future
         except asyncio.CancelledError:
             if self._task is waiter.task:
@@ -246,10 +291,14 @@ class Gate:
         finally:
             if waiter.timer is not None:
                 waiter.timer.cancel()
+        return cancelled
 
     def _arm(self, waiter: _Waiter) -> None:
         waiter.moves = self._moves
-        waiter.timer = self._loop.call_later(self._wait_timeout, self._check_progress, waiter)
+        # An empty context: a timer must not keep the request's own alive.
+        waiter.timer = self._loop.call_later(
+            self._wait_timeout, self._check_progress, waiter, context=Context()
+        )
 
     def _check_progress(self, waiter: _Waiter) -> None:
         if waiter not in self._waiters:
@@ -258,8 +307,10 @@ class Gate:
             self._arm(waiter)
             return
         self._waiters.remove(waiter)
-        top = self._holds[-1]
-        holder = "a task that is gone" if top.task is None else top.task.get_name()
+        top = self._top()
+        assert top is not None
+        assert top.task is not None
+        holder = top.task.get_name()
         self._refuse(
             waiter,
             SessionDeadlockError(

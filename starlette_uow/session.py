@@ -7,18 +7,25 @@ So the turn is taken here, once, for `execute` as for lazy loads, `run_sync` and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import anyio
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, Result
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.util import await_only
 
 from starlette_uow.engine import TransactionState, unwatch, watch
-from starlette_uow.errors import SessionClassError
+from starlette_uow.errors import SessionClassError, SessionDeadlockError
 from starlette_uow.gate import Chain, Gate, Hold
 from starlette_uow.stream import Streams, enter_in_greenlet
+
+_no_autoflush: ContextVar[tuple[Session, ...]] = ContextVar("no_autoflush", default=())
 
 OPERATIONS = (
     "begin_nested",
@@ -30,7 +37,6 @@ OPERATIONS = (
     "connection",
     "delete",
     "delete_all",
-    "flush",
     "get",
     "get_one",
     "invalidate",
@@ -57,6 +63,8 @@ class UnitSession(Session):
         root_ended: called when a transaction (not a savepoint) has ended, with whether it was
             committed.
         streams: the streaming results that were handed out.
+        changed_meanwhile: objects that were changed while a flush ran.
+        doomed: called when something was lost, with a reason and the error.
         savepoint_undone: called with each savepoint that was rolled back.
         engine_options: execution options for the engines this session draws from.
     """
@@ -65,6 +73,7 @@ class UnitSession(Session):
     transaction_state: TransactionState
     savepoint_undone: Callable[[SessionTransaction], None]
     root_ended: Callable[[bool], None]
+    doomed: Callable[[str, Exception], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,6 +84,7 @@ class UnitSession(Session):
         self._engines: dict[Engine, Engine] = {}
         self._kept_back: list[tuple[InstanceState[Any], object, Chain]] = []
         self.streams = Streams()
+        self.changed_meanwhile: set[InstanceState[Any]] = set()
 
     def adopt(self, name: str, *, wait_timeout: float) -> None:
         """Become the session of a unit."""
@@ -90,6 +100,16 @@ class UnitSession(Session):
         finally:
             self.gate.leave()
         return transaction
+
+    def flush(self, *args: Any, **kwargs: Any) -> None:
+        """Flush in turn, with what was added while this operation ran: a commit flushes twice."""
+        enter_in_greenlet(self.gate)
+        try:
+            if not self._flushing:
+                self._apply_kept_back()
+            super().flush(*args, **kwargs)
+        finally:
+            self.gate.leave()
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute in turn, and remember a result that streams."""
@@ -111,10 +131,30 @@ class UnitSession(Session):
     def _save_or_update_state(self, state: InstanceState[Any]) -> None:
         # Where add() and cascades meet. Neither can wait, and an object that is added while
         # another task's operation runs or its savepoint is open could be lost with it.
-        if self.gate.is_free():
+        if self.gate.is_free() or state.session not in (None, self):  # which raises
             super()._save_or_update_state(state)
         else:
             self._kept_back.append((state, state.obj(), self.gate.chain()))
+
+    @property
+    @contextmanager
+    def no_autoflush(self) -> Iterator[Any]:
+        """A block without autoflush, for this task and those it starts."""
+        before = _no_autoflush.get()
+        _no_autoflush.set((*before, self))
+        try:
+            yield self
+        finally:
+            _no_autoflush.set(before)
+
+    def _autoflush(self) -> None:
+        if self not in _no_autoflush.get():
+            super()._autoflush()
+
+    def _flush_warning(self, method: Any) -> None:
+        # SQLAlchemy warns of changes by listeners of the flush. Other tasks may make theirs.
+        if self.gate.is_free():
+            super()._flush_warning(method)
 
     def _apply_kept_back(self) -> None:
         if not self._kept_back:
@@ -123,20 +163,13 @@ class UnitSession(Session):
         for entry in kept_back:
             state, _, chain = entry
             if self.gate.admits(chain):
-                super()._save_or_update_state(state)
+                try:
+                    super()._save_or_update_state(state)
+                except Exception as error:
+                    # Whoever gives the turn back just now has nothing to do with it.
+                    self.doomed("an object could not be added to the session", error)
             else:
                 self._kept_back.append(entry)
-
-    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
-        """The engine, with the options of this unit: SQLAlchemy's documented way to choose an
-        isolation level for one session is to bind it to `engine.execution_options(...)`.
-        """
-        bind = super().get_bind(*args, **kwargs)
-        if not self.engine_options or not isinstance(bind, Engine):
-            return bind
-        if bind not in self._engines:
-            self._engines[bind] = bind.execution_options(**self.engine_options)
-        return self._engines[bind]
 
     def set_engine_options(self, options: dict[str, Any]) -> None:
         """Choose the options for the transactions that begin from now on."""
@@ -167,6 +200,48 @@ class UnitTransaction(SessionTransaction):
         finally:
             gate.leave()
 
+    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
+        """Leave the block in turn, and although the task is cancelled while it waits for it: a
+        savepoint that is left open would be committed with the transaction.
+
+        All of it needs the turn: SQLAlchemy looks first which context manager is the innermost.
+        """
+        with anyio.CancelScope(shield=True):
+            cancelled = self._enter()
+            try:
+                if cancelled is not None and type_ is None:
+                    type_, value = type(cancelled), cancelled
+                super().__exit__(type_, value, traceback)
+            finally:
+                self.session.gate.leave()
+        if cancelled is not None:
+            raise cancelled
+
+    def _enter(self) -> asyncio.CancelledError | None:
+        gate = self.session.gate
+        if gate.try_enter():
+            return None
+        try:
+            return await_only(gate.enter(inside=self.session.holds.get(self), patient=True))
+        except SessionDeadlockError as error:
+            self.session.doomed("a savepoint could not be ended", error)
+            raise
+
+
+class _Binding(UnitSession):
+    """Comes before the user's class, whose `get_bind` may be its own."""
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """The engine, with the options of this unit: SQLAlchemy's documented way to choose an
+        isolation level for one session is to bind it to `engine.execution_options(...)`.
+        """
+        bind = super().get_bind(*args, **kwargs)
+        if not self.engine_options or not isinstance(bind, Engine):
+            return bind
+        if bind not in self._engines:
+            self._engines[bind] = bind.execution_options(**self.engine_options)
+        return self._engines[bind]
+
 
 def _operation(name: str) -> Callable[..., Any]:
     def operation(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
@@ -191,6 +266,21 @@ for _name in OPERATIONS:
 def _after_transaction_create(session: UnitSession, transaction: SessionTransaction) -> None:
     if transaction.nested or transaction.parent is None:
         transaction.__class__ = UnitTransaction
+
+
+@event.listens_for(UnitSession, "after_flush")
+def _after_flush(session: UnitSession, context: Any) -> None:
+    # Objects that another task changed while this flush ran, without being part of it:
+    # SQLAlchemy takes the changes for those of a listener, and would drop them.
+    modified = session.identity_map._modified
+    session.changed_meanwhile = {state for state in modified if state not in context.states}
+    modified -= session.changed_meanwhile
+
+
+@event.listens_for(UnitSession, "after_flush_postexec")
+def _after_flush_postexec(session: UnitSession, context: Any) -> None:
+    session.identity_map._modified |= session.changed_meanwhile
+    session.changed_meanwhile = set()
 
 
 @event.listens_for(UnitSession, "after_begin")
@@ -236,5 +326,8 @@ def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitS
             sessions.class_, f"its sync_session_class is {configured!r}, not a class of sessions"
         )
     if configured is Session:
-        return UnitSession
-    return type(configured.__name__, (UnitSession, configured), {"__doc__": configured.__doc__})
+        return _Binding
+    # The user's class comes before UnitSession, so that what its methods call through super()
+    # takes turns, too: the `exec` of SQLModel, for example.
+    bases = (_Binding, configured, UnitSession)
+    return type(configured.__name__, bases, {"__doc__": configured.__doc__})

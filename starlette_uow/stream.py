@@ -76,8 +76,12 @@ class _InTurn:
             yield row
 
     def _soft_close(self, *args: Any, **kwargs: Any) -> None:
+        gate: Gate = self.__dict__["_stream"].gate
         try:
-            _call(self, "_soft_close", *args, **kwargs)
+            if gate.is_closed:  # the transaction is over, so nothing is left to wait for
+                getattr(super(), "_soft_close")(*args, **kwargs)  # noqa: B009 - a mixin's super
+            else:
+                _call(self, "_soft_close", *args, **kwargs)
         finally:
             self.__dict__["_stream"].is_open = False
 

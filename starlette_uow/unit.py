@@ -22,6 +22,7 @@ from starlette_uow.errors import (
     WrongLoopError,
     WrongThreadError,
 )
+from starlette_uow.gate import Hold
 from starlette_uow.policy import Decision, Doom, Outcome, decide
 from starlette_uow.session import UnitSession
 from starlette_uow.shield import to_completion
@@ -71,6 +72,7 @@ class Unit:
         "_due",
         "_factory",
         "_loop",
+        "_reserved",
         "_session",
         "_timeouts",
         "ended",
@@ -100,6 +102,7 @@ class Unit:
         self._loop = asyncio.get_running_loop()
         self._session: AsyncSession | None = None
         self._doom: Doom | None = None
+        self._reserved: Hold | None = None
         self._callbacks: list[_Registered] | None = None
         self._due: list[Callback] | None = None
 
@@ -120,6 +123,7 @@ class Unit:
             sync_session.adopt(self.name, wait_timeout=self._timeouts.wait)
             sync_session.root_ended = self._root_ended
             sync_session.savepoint_undone = self._savepoint_undone
+            sync_session.doomed = self._doomed
             sync_session.transaction_state.doom = self._doom
             if self.options:
                 sync_session.set_engine_options(self.options)
@@ -221,6 +225,8 @@ class Unit:
         """Settle, and end the unit whatever comes of it. Raises as `settle` does."""
         if self.ended is not None:
             return
+        if (session := self._sync_session) is not None:
+            self._reserved = session.gate.reserve("its end")
         try:
             await self.settle(commit=commit)
         except BaseException:
@@ -250,6 +256,8 @@ class Unit:
             # Empty, unless a stray task began a transaction after the last end.
             terminate(session.transaction_state.connections)
             session.gate.close(self.ended)
+            if self._reserved is not None:
+                self._reserved.end()
             session.expunge_all()
         self._closed(self)
 
@@ -312,6 +320,10 @@ class Unit:
             outcome, error = await greenlet_spawn(end_transaction, session, commit=commit)
         finally:
             session.root_ended = self._root_ended
+            # Of another task's savepoint that was rolled back over.
+            session._trans_context_manager = None
+            if self._reserved is not None:
+                session.gate.keep(self._reserved)  # nobody else comes in before close()
             session.gate.leave()
         self._ended(outcome)
         return outcome, error
@@ -331,6 +343,9 @@ class Unit:
     def _savepoint_undone(self, savepoint: SessionTransaction) -> None:
         if self._callbacks:
             self._callbacks = [c for c in self._callbacks if not _inside(c.savepoint, savepoint)]
+
+    def _doomed(self, reason: str, error: Exception) -> None:
+        self.doom(Doom(f"{reason}: {error}", cause=error))
 
     async def _call_back(self, callback: Callback) -> None:
         """Run a callback. One that uses the session gets a transaction of its own."""

@@ -29,12 +29,17 @@ from tests.databases import (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(obj: object) -> None:
+    """Coroutine functions are tests for anyio's plugin."""
+    if inspect.iscoroutinefunction(obj):
+        pytest.mark.anyio(obj)
+
+
+def pytest_collection_finish() -> None:
+    """Let the collections of garbage after each test look at what the test made alone."""
     gc.collect()
-    gc.freeze()  # so that a collection after each test looks at what the test made
-    for item in items:
-        if inspect.iscoroutinefunction(getattr(item, "function", None)):
-            item.add_marker(pytest.mark.anyio)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -95,8 +100,13 @@ def sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 
 @pytest.fixture
 async def uow(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[UnitOfWork]:
-    """A unit of work, and a check that no unit and no context outlives the test."""
+    """A unit of work, and a check that the test ended all its units."""
     uow = UnitOfWork(sessions, end_timeout=5, callback_timeout=5)
     yield uow
+    assert_nothing_is_open(uow)
+
+
+def assert_nothing_is_open(uow: UnitOfWork) -> None:
+    """No unit and no context outlives the test."""
     assert current_frame.get() is None
     assert uow._units == set()

@@ -7,7 +7,7 @@ it reads; what it writes is compared by the test, so it depends on nothing but `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +81,7 @@ async def content(database: Database) -> Rows:
 
 
 @asynccontextmanager
-async def statements(engine: AsyncEngine) -> Any:
+async def statements(engine: AsyncEngine) -> AsyncIterator[list[str]]:
     """The statements that are sent meanwhile."""
     sent: list[str] = []
 
@@ -314,15 +314,6 @@ async def change(stage: Stage, number: int) -> None:
 
 
 # --- all of it -----------------------------------------------------------------------------
-
-READS: list[Scenario] = [scalars, get, lazy_load]
-SAVEPOINTS: list[Scenario] = [
-    begin_nested,
-    savepoint,
-    children,
-    add_beside_savepoints,
-    write_beside_savepoints,
-]
 
 
 async def mix(stage: Stage, number: int) -> None:

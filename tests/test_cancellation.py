@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette_uow import UnitDoomedError, UnitEndedError, UnitOfWork, UnitOfWorkError
 from tests.databases import Database
 from tests.models import Item
-from tests.scenarios import Boom, fill, query, step
+from tests.scenarios import Boom, query, step
 
 OTHERS = [f"other {number} {turn}" for number in range(3) for turn in range(3)]
 
@@ -186,10 +186,24 @@ async def test_task_that_is_cancelled_at_any_wait(
             uow.session.add(Item(name="next"))
 
 
+async def test_commit_after_a_cancelled_statement_says_why_it_cannot(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Also if the commit would begin with a flush, which fails before the COMMIT is sent."""
+    with pytest.raises(UnitDoomedError, match="CancelledError"):
+        async with uow:
+            await uow.session.execute(select(Item))
+            cancelled = asyncio.ensure_future(cancelled_at_wait(read(uow), 1))
+            await asyncio.wait({cancelled})
+            uow.session.add(Item(name="lost"))
+
+    assert await database.observer.names() == []
+
+
 async def test_savepoint_in_a_cancelled_anyio_scope_is_ended(
     uow: UnitOfWork, database: Database
 ) -> None:
-    """anyio cancels its end at every wait; it waits on, and is undone all the same."""
+    """Its end is cancelled at every wait; it waits on, and is undone all the same."""
     opened, leave = asyncio.Event(), asyncio.Event()
 
     async def child() -> None:

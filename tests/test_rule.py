@@ -283,7 +283,8 @@ async def test_body_read_from_the_requests_own_transaction(
             await write(name)
         if end == "refused":
             await violate_deferred_constraint()
-        result = await current_session().stream(select(Item.name).order_by(Item.name))
+        names = select(Item.name).order_by(Item.name).execution_options(yield_per=1)
+        result = await current_session().stream(names)
 
         async def body() -> AsyncIterator[str]:
             async for name in result.scalars():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import select, text
@@ -21,6 +22,7 @@ from starlette_uow import (
     current_uow,
     repository,
 )
+from tests.conftest import assert_nothing_is_open
 from tests.databases import Database
 from tests.models import Item, Part
 
@@ -47,10 +49,10 @@ class Shop(UnitOfWork):
 
 
 @pytest.fixture
-def uow(uow: UnitOfWork) -> Shop:
-    shop = Shop(uow.sessions, end_timeout=5, callback_timeout=5)
-    shop._units = uow._units
-    return shop
+async def uow(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[Shop]:
+    shop = Shop(sessions, end_timeout=5, callback_timeout=5)
+    yield shop
+    assert_nothing_is_open(shop)
 
 
 # --- blocks --------------------------------------------------------------------------------
