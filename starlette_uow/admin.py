@@ -59,8 +59,7 @@ class Admin(sqla.Admin):
         super().__init__(self.uow.sessions, *args, **kwargs)
         ours = Middleware(AdminUnitMiddleware, uow=self.uow)
         self.middlewares = [
-            ours if _is_stock(middleware) else middleware
-            for middleware in self.middlewares
+            ours if _is_stock(middleware) else middleware for middleware in self.middlewares
         ]
 
 

@@ -253,8 +253,9 @@ def why_aborted(state: TransactionState, refused: BaseException) -> UnitDoomedEr
     aborted = (
         # The connection was lost, or its statement was cancelled.
         isinstance(refused, PendingRollbackError)
-        or isinstance(refused, DBAPIError)
-        and _sqlstate(refused.orig) == IN_FAILED_SQL_TRANSACTION
+        or (
+            isinstance(refused, DBAPIError) and _sqlstate(refused.orig) == IN_FAILED_SQL_TRANSACTION
+        )
     )
     if not aborted or state.error is None:
         return None

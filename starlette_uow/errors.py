@@ -1,23 +1,23 @@
 """The tree of errors. Every message states the fact, then the remedy.
 
-    UnitOfWorkError
-    ├── ConfigurationError          a wrong argument, found at start-up
-    │   ├── NotAsyncError           a synchronous engine or sessionmaker
-    │   ├── SessionClassError       a session class that units cannot use
-    │   └── MiddlewareTwiceError    one unit of work, two middlewares on one app
-    ├── NoUnitError                 nothing is open here
-    │   ├── UnitEndedError          it was open, and has ended
-    │   └── WebSocketUnitError      it ended with the handshake
-    ├── UnitOpenError               a unit is open where none may be
-    ├── WrongThreadError            used from a worker thread
-    ├── WrongLoopError              used from another event loop
-    ├── BlockContextError           a block was left in another context
-    ├── TransactionStartedError     too late to choose an isolation level
-    ├── SavepointOpenError          a checkpoint inside a savepoint
-    ├── SessionDeadlockError        two tasks wait for each other
-    ├── UnitDoomedError             a commit was asked for and is impossible
-    ├── EndTimeoutError             the commit took too long and was given up
-    └── CommitOutcomeUnknownError   the connection was lost during COMMIT
+UnitOfWorkError
+├── ConfigurationError          a wrong argument, found at start-up
+│   ├── NotAsyncError           a synchronous engine or sessionmaker
+│   ├── SessionClassError       a session class that units cannot use
+│   └── MiddlewareTwiceError    one unit of work, two middlewares on one app
+├── NoUnitError                 nothing is open here
+│   ├── UnitEndedError          it was open, and has ended
+│   └── WebSocketUnitError      it ended with the handshake
+├── UnitOpenError               a unit is open where none may be
+├── WrongThreadError            used from a worker thread
+├── WrongLoopError              used from another event loop
+├── BlockContextError           a block was left in another context
+├── TransactionStartedError     too late to choose an isolation level
+├── SavepointOpenError          a checkpoint inside a savepoint
+├── SessionDeadlockError        two tasks wait for each other
+├── UnitDoomedError             a commit was asked for and is impossible
+├── EndTimeoutError             the commit took too long and was given up
+└── CommitOutcomeUnknownError   the connection was lost during COMMIT
 """
 
 from __future__ import annotations

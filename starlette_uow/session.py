@@ -206,7 +206,7 @@ class UnitTransaction(SessionTransaction):
 
         All of it needs the turn: SQLAlchemy looks first which context manager is the innermost.
         """
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):  # noqa: ASYNC100 - a greenlet awaits without `await`
             cancelled = self._enter()
             try:
                 if cancelled is not None and type_ is None:

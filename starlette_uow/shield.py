@@ -59,5 +59,7 @@ async def to_completion(
         return task.result()
     if not task.cancelled() and (error := task.exception()) is not None:
         # The caller is cancelled and will hear nothing else.
-        _log.error("A transaction of a cancelled task could not be ended as wanted.", exc_info=error)
+        _log.error(
+            "A transaction of a cancelled task could not be ended as wanted.", exc_info=error
+        )
     raise cancelled

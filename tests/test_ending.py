@@ -68,9 +68,7 @@ async def slow_commit(database: Database) -> AsyncIterator[SlowCommit]:
         """
     )
     yield SlowCommit(database.observer)
-    await connection.execute(
-        "select pg_advisory_unlock_all(); drop function wait() cascade;"
-    )
+    await connection.execute("select pg_advisory_unlock_all(); drop function wait() cascade;")
 
 
 async def write(uow: UnitOfWork, name: str = "a") -> None:

@@ -48,7 +48,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 def test_every_error_is_in_the_one_tree_and_exported() -> None:
     """One root to catch, and nothing private to import."""
-    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
+    classes = [
+        c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__
+    ]
 
     assert all(issubclass(c, UnitOfWorkError) for c in classes)
     assert {c.__name__ for c in classes} <= set(starlette_uow.__all__)
@@ -131,13 +133,13 @@ def test_no_sessionmaker_at_all(given: Any) -> None:
 def test_timeouts_are_more_than_nothing(name: str, value: float) -> None:
     """None of them may be zero."""
     with pytest.raises(ConfigurationError, match=f"`{name}`"):
-        UnitOfWork(async_sessionmaker(), **{name: value})  # type: ignore[arg-type]
+        UnitOfWork(async_sessionmaker(), **{name: value})
 
 
 def test_sync_session_class_that_is_none() -> None:
     """A factory cannot be subclassed."""
     with pytest.raises(SessionClassError, match="sync_session_class"):
-        UnitOfWork(async_sessionmaker(sync_session_class=lambda **kw: Session(**kw)))  # type: ignore
+        UnitOfWork(async_sessionmaker(sync_session_class=lambda **kw: Session(**kw)))
 
 
 async def test_session_class_that_does_not_take_the_keyword(engine: AsyncEngine) -> None:

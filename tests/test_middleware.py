@@ -100,7 +100,9 @@ async def test_fastapi_dependencies_share_the_session(uow: UnitOfWork, database:
 
     @app.post("/", status_code=201)
     async def endpoint(
-        background: BackgroundTasks, first: Any = Depends(plain), second: Any = Depends(yielding)
+        background: BackgroundTasks,
+        first: Any = Depends(plain),
+        second: Any = Depends(yielding),
     ) -> dict[str, bool]:
         await write("a")
         background.add_task(write, "background")
@@ -123,7 +125,7 @@ async def test_request_that_does_not_touch_the_database(
     """No session, no connection."""
     made: list[object] = []
     make = uow._make_session
-    uow._make_session = lambda: made.append(make()) or made[-1]  # type: ignore
+    uow._make_session = lambda: made.append(make()) or made[-1]  # type: ignore[method-assign, return-value, func-returns-value]
 
     async def endpoint(request: Request) -> Response:
         return PlainTextResponse("answer")
@@ -148,7 +150,8 @@ async def test_connection_is_back_before_the_client_is_answered(
 
     app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=uow)
     exchange = Exchange(app, database.observer)
-    exchange.on_message = lambda message: checked_out.append(engine.pool.checkedout())  # type: ignore
+    pool: Any = engine.pool
+    exchange.on_message = lambda message: checked_out.append(pool.checkedout())
     await exchange.run()
 
     assert checked_out == [0, 0]
@@ -309,9 +312,7 @@ async def test_excluded_paths_get_no_unit(
     assert (repr(path) in exchange.text) is excluded
 
 
-async def test_block_on_an_excluded_path_opens_a_unit(
-    uow: UnitOfWork, database: Database
-) -> None:
+async def test_block_on_an_excluded_path_opens_a_unit(uow: UnitOfWork, database: Database) -> None:
     """As anywhere outside a request."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -374,14 +375,12 @@ async def test_other_scopes_pass_through(uow: UnitOfWork) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    await UnitOfWorkMiddleware(app, uow=uow)({"type": "magic"}, None, None)  # type: ignore
+    await UnitOfWorkMiddleware(app, uow=uow)({"type": "magic"}, None, None)  # type: ignore[arg-type]
 
     assert seen == ["magic"]
 
 
-async def test_request_state_is_one_dict_for_everybody(
-    uow: UnitOfWork, database: Database
-) -> None:
+async def test_request_state_is_one_dict_for_everybody(uow: UnitOfWork, database: Database) -> None:
     """Also where the server gave none."""
     scope = http_scope()
 
@@ -416,7 +415,7 @@ async def run_websocket(app: Any, database: Database) -> tuple[list[Any], BaseEx
         events.append((message["type"], detail, await database.observer.names()))
 
     scope = http_scope(extensions={"websocket.http.response": {}})
-    scope |= {"type": "websocket", "scheme": "ws", "subprotocols": []}
+    scope.update({"type": "websocket", "scheme": "ws", "subprotocols": []})
     del scope["method"]
     try:
         await app(scope, receive, send)
@@ -462,9 +461,7 @@ async def test_handshake_is_committed_before_it_is_accepted(
     ]
 
 
-async def test_handshake_that_is_closed_is_rolled_back(
-    uow: UnitOfWork, database: Database
-) -> None:
+async def test_handshake_that_is_closed_is_rolled_back(uow: UnitOfWork, database: Database) -> None:
     """Nobody was let in."""
 
     async def endpoint(socket: WebSocket) -> None:
@@ -566,9 +563,7 @@ async def test_shutdown_waits_for_open_units_and_disposes_the_engine(
 
     task = asyncio.create_task(work())
     await entered.wait()
-    shutdown = asyncio.create_task(
-        run_lifespan(UnitOfWorkMiddleware(Starlette(), uow=uow))
-    )
+    shutdown = asyncio.create_task(run_lifespan(UnitOfWorkMiddleware(Starlette(), uow=uow)))
     done, _ = await asyncio.wait({shutdown}, timeout=0.1)
     assert not done
     leave.set()
@@ -610,4 +605,4 @@ async def test_lifespan_has_no_unit(uow: UnitOfWork) -> None:
         with pytest.raises(NoUnitError, match="start-up"):
             current_session()
 
-    await UnitOfWorkMiddleware(app, uow=uow)({"type": "lifespan"}, None, None)  # type: ignore
+    await UnitOfWorkMiddleware(app, uow=uow)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]

@@ -48,7 +48,12 @@ class StartedServer(uvicorn.Server):
 async def serve(app: Any, **options: Any) -> AsyncIterator[StartedServer]:
     """The app under uvicorn in this loop, on a port of its own."""
     config = uvicorn.Config(
-        app, port=0, ws="websockets-sansio", log_level="warning", timeout_graceful_shutdown=5, **options
+        app,
+        port=0,
+        ws="websockets-sansio",
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        **options,
     )
     config.load()
     server = StartedServer(config)

@@ -165,9 +165,7 @@ async def test_new_stands_alone(uow: Shop, database: Database) -> None:
     assert await database.observer.names() == (["kept"] if database.is_postgres else [])
 
 
-async def test_block_in_a_generator_left_early_is_no_failure(
-    uow: Shop, database: Database
-) -> None:
+async def test_block_in_a_generator_left_early_is_no_failure(uow: Shop, database: Database) -> None:
     """`break` out of a generator that joined the unit dooms nothing."""
 
     async def names() -> object:
@@ -764,12 +762,10 @@ async def test_task_that_outlives_its_unit(uow: Shop, database: Database) -> Non
 
 async def test_block_left_in_a_copied_context(uow: Shop, database: Database) -> None:
     """The session's own context managers do that; no token is ever reset."""
-
-    async with uow:
-        async with uow.new() as shop:
-            await shop.items.add("a") if database.is_postgres else None
-            leave = asyncio.create_task(_nothing())
-            await leave
+    async with uow, uow.new() as shop:
+        await shop.items.add("a") if database.is_postgres else None
+        leave = asyncio.create_task(_nothing())
+        await leave
     new = uow.new()
     await new.__aenter__()
     await uow.items.add("b")
