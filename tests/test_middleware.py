@@ -123,9 +123,14 @@ async def test_request_that_does_not_touch_the_database(
     uow: UnitOfWork, database: Database, engine: AsyncEngine
 ) -> None:
     """No session, no connection."""
-    made: list[object] = []
+    made: list[AsyncSession] = []
     make = uow._make_session
-    uow._make_session = lambda: made.append(make()) or made[-1]  # type: ignore[method-assign, return-value, func-returns-value]
+
+    def make_and_note() -> AsyncSession:
+        made.append(make())
+        return made[-1]
+
+    uow._make_session = make_and_note  # type: ignore[method-assign]
 
     async def endpoint(request: Request) -> Response:
         return PlainTextResponse("answer")
