@@ -3,7 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONSTRAINTS ?= constraints.txt
 
 .PHONY: help demo test test-oldest check format clean
 
@@ -13,35 +12,44 @@ help:
 	@echo "make check    lint, format and types"
 	@echo "make format   format the code"
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.12')"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --group test --group check
-	touch $@
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.12')"
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
-demo: $(VENV)/installed
-	$(BIN)/python -m demo $(ARGS)
+$(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing the demo into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	@touch $@
 
-test: $(VENV)/installed
+$(VENV)/tests: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing the demo, the tests and the checks into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --group test --group check
+	@touch $@ $(VENV)/demo
+
+demo: $(VENV)/demo
+	@$(BIN)/python -m demo $(ARGS)
+
+test: $(VENV)/tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-check: $(VENV)/installed
+check: $(VENV)/tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/tests
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-$(VENV)-oldest/installed: pyproject.toml constraints-oldest.txt
+$(VENV)-oldest/tests: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[demo]" --group test
 	touch $@
 
-test-oldest: $(VENV)-oldest/installed
+test-oldest: $(VENV)-oldest/tests
 	$(VENV)-oldest/bin/python -m pytest -n 2 $(ARGS)
 
 clean:
