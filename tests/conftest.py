@@ -57,8 +57,8 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(server_url: str, worker_id: str) -> str:
-    return asyncio.run(create_database(server_url, f"starlette_uow_{os.getpid()}_{worker_id}"))
+def postgres_url(server_url: str) -> str:
+    return asyncio.run(create_database(server_url, f"starlette_uow_{os.getpid()}"))
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
