@@ -9,7 +9,7 @@ UnitOfWorkError
 │   ├── UnitEndedError          it was open, and has ended
 │   └── WebSocketUnitError      it ended with the handshake
 ├── UnitOpenError               a unit is open where none may be
-├── WrongThreadError            used from a worker thread
+├── WrongThreadError            used from a thread it cannot be used from
 ├── WrongLoopError              used from another event loop
 ├── BlockContextError           a block was left in another context
 ├── TransactionStartedError     too late to choose an isolation level
@@ -135,12 +135,31 @@ class UnitOpenError(UnitOfWorkError):
 
 
 class WrongThreadError(UnitOfWorkError):
-    """A unit was used from a thread that runs no event loop."""
+    """A unit was used from a thread that runs no event loop, or `run_sync()` from one that does."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str | None = None) -> None:
         super().__init__(
-            "A unit of work was used from a worker thread, where no event loop runs: synchronous "
-            "endpoints and dependencies run there. Declare the function with `async def`."
+            message
+            or "A unit of work was used from a worker thread, where no event loop runs: "
+            "synchronous endpoints and dependencies run there. Declare the function with `async "
+            "def`, or use the session in `uow.run_sync(function)`."
+        )
+
+    @classmethod
+    def on_the_loop(cls) -> WrongThreadError:
+        """For `run_sync()` where waiting would stop the event loop that has to do the work."""
+        return cls(
+            "run_sync() was called from the event loop's own thread, which it would block for "
+            "ever. Write `await uow.session.run_sync(function)` there."
+        )
+
+    @classmethod
+    def no_way_back(cls) -> WrongThreadError:
+        """For `run_sync()` in a thread from which no way leads to the event loop."""
+        return cls(
+            "run_sync() was called from a thread that anyio did not start, so it cannot find the "
+            "event loop. Start it with Starlette's run_in_threadpool() or "
+            "anyio.to_thread.run_sync()."
         )
 
 
@@ -198,7 +217,7 @@ class SessionDeadlockError(UnitOfWorkError):
         super().__init__(
             f"Task {waiter!r} waited {timeout:g} seconds for the session of {unit}, which task "
             f"{holder!r} keeps for {what}, and nothing moved: they wait for each other. Start "
-            f"the tasks that a savepoint waits for inside the savepoint, or leave it first."
+            f"the tasks that {what} waits for inside of it, or leave it first."
         )
         self.waiter = waiter
         self.holder = holder

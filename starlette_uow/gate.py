@@ -230,12 +230,19 @@ class Gate:
         if hold not in self._holds:
             self._holds.append(hold)
 
-    def release(self, hold: Hold) -> None:
-        """End a hold, and those that were opened inside it."""
+    def release(self, hold: Hold, *, alone: bool = False) -> None:
+        """End a hold, and those that were opened inside it: a savepoint takes its inner ones along.
+
+        Args:
+            hold: to end.
+            alone: keep what was opened inside it. A savepoint that outlives an exclusive block is
+                its task's all the same.
+        """
         if hold in self._holds:
-            for ended in self._holds[self._holds.index(hold) :]:
+            inner = self._holds[self._holds.index(hold) + 1 :]
+            for ended in (hold,) if alone else (hold, *inner):
                 ended.end()
-            del self._holds[self._holds.index(hold) :]
+                self._holds.remove(ended)
             _chain.set(tuple(h for h in _chain.get() if h.task is not None))
             self._moves += 1
             self._give()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -183,6 +184,20 @@ class Unit:
         self.options = options
         if (session := self._sync_session) is not None:
             session.set_engine_options(options)
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncGenerator[None]:
+        """Own the session for a block. Only the entry waits, so only it can be cancelled."""
+        gate = cast(UnitSession, self.session.sync_session).gate
+        await gate.enter()
+        try:
+            hold = gate.hold("an exclusive block")
+        finally:
+            gate.leave()
+        try:
+            yield
+        finally:
+            gate.release(hold, alone=True)
 
     # --- the transaction -------------------------------------------------------------------
 

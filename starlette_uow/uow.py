@@ -6,15 +6,17 @@ thousand tasks may enter it at once: what it shows is always the unit of the cal
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import (
     Any,
+    Concatenate,
     Generic,
     Literal,
     NamedTuple,
@@ -27,9 +29,10 @@ from typing import (
 )
 
 import anyio
+import anyio.from_thread
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from starlette_uow.engine import READ_ONLY, guard
@@ -41,9 +44,11 @@ from starlette_uow.errors import (
     SessionClassError,
     TransactionStartedError,
     UnitOpenError,
+    WrongThreadError,
 )
 from starlette_uow.policy import Doom, Outcome
 from starlette_uow.session import UnitSession, unit_session_class
+from starlette_uow.tasks import UnitTasks, check_limit
 from starlette_uow.unit import Callback, Timeouts, Unit
 
 P = ParamSpec("P")
@@ -346,6 +351,106 @@ class UnitOfWork:
         async with self._usable_unit().session.begin_nested():
             yield self
 
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncGenerator[Self]:
+        """A block that owns the session: other tasks of the unit wait until it is left.
+
+        For reading objects and changing their attributes beside other tasks: a change that is
+        made while another task flushes the same object is not written, and nothing can see it
+        coming. The block, and the tasks that are started in it, use the session freely. It is no
+        savepoint and writes nothing by itself. Leaving it waits for nothing, so a cancellation
+        cannot keep it from being left.
+
+        Raises:
+            NoUnitError: no unit is open here.
+            SessionDeadlockError: for `wait_timeout` nothing moved, and the session was another
+                task's.
+        """
+        async with self._usable_unit().exclusive():
+            yield self
+
+    # --- tasks and threads of the unit -----------------------------------------------------
+
+    def tasks(self, *, limit: int | None = None) -> AbstractAsyncContextManager[UnitTasks]:
+        """A block with a task group whose tasks work in this unit, and are done when it is left.
+
+        They share the session and take turns on it. If one fails, the others are cancelled, and
+        the errors leave the block as an `ExceptionGroup`, as anyio has it. The block joins the
+        unit: an error or a cancellation that leaves it dooms the unit, as in `async with uow:`.
+
+        Args:
+            limit: how many of its tasks run at once; by default all of them.
+
+        Raises:
+            ConfigurationError: the limit is less than 1.
+            NoUnitError: at the block's entry, if no unit is open here.
+
+        Example:
+            async with uow.tasks(limit=5) as tg:
+                for supplier in suppliers:
+                    tg.start_soon(fetch_prices, supplier)
+        """
+        check_limit(limit)
+        return self._tasks(limit)
+
+    @asynccontextmanager
+    async def _tasks(self, limit: int | None) -> AsyncGenerator[UnitTasks]:
+        self._usable_unit()
+        async with self, anyio.create_task_group() as group:
+            yield UnitTasks(group, limit)
+
+    def run_sync(
+        self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call `function(session, ...)` from a worker thread, with the unit's session.
+
+        For synchronous endpoints, dependencies and background tasks, which Starlette and FastAPI
+        run in threads. The function runs in the event loop, where the connection lives, with the
+        synchronous `Session` below the unit's `AsyncSession`; the thread waits for it. So it
+        should do the database work and nothing slow beside. What it returns is returned, what
+        it raises is raised. It takes turns with the tasks of the unit.
+
+        If the request is cancelled meanwhile, the thread may get a
+        `concurrent.futures.CancelledError` or, when the unit has ended, a `UnitEndedError`.
+
+        Args:
+            function: a synchronous function of a `Session`.
+            *args: for the function, after the session.
+            **kwargs: for the function.
+
+        Raises:
+            WrongThreadError: the caller runs on an event loop, or in a thread that anyio did not
+                start.
+            NoUnitError: no unit is open here.
+            ConfigurationError: the function is a coroutine function.
+
+        Example:
+            def endpoint(request):
+                names = uow.run_sync(lambda session: session.scalars(select(User.name)).all())
+        """
+        if inspect.iscoroutinefunction(function):
+            raise ConfigurationError(
+                f"run_sync() needs a synchronous function, and got {function!r}. Declare it with "
+                f"`def`, and let it take a Session."
+            )
+        if _is_on_event_loop():
+            raise WrongThreadError.on_the_loop()
+        arrived = False
+
+        async def call() -> R:
+            nonlocal arrived
+            arrived = True
+            session = _current_unit(self).session
+            return await session.run_sync(function, *args, **kwargs)
+
+        try:
+            # In a copy of this thread's context, which is a copy of the request's.
+            return anyio.from_thread.run(call)
+        except RuntimeError as error:
+            if arrived:
+                raise
+            raise WrongThreadError.no_way_back() from error
+
     # --- opening units ---------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -555,6 +660,14 @@ class UnitOfWork:
         finally:
             # Never with a token: the block may be left in a copy of its context.
             current_frame.set(_without(current_frame.get(), frame))
+
+
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 U = TypeVar("U", bound=UnitOfWork)

@@ -23,6 +23,7 @@ ORDER = [
     "session",
     "ending",
     "unit",
+    "tasks",
     "uow",
     "middleware",
     "admin",
