@@ -79,6 +79,7 @@ def test_every_option_and_error_is_listed() -> None:
         UnitOfWorkMiddleware.__init__,
         UnitOfWork.__init__,
         UnitOfWork.new,
+        UnitOfWork.tasks,
         UnitOfWork.transactional,
         create_engine,
     ]
