@@ -44,6 +44,17 @@ class Hold:
 
 Chain = tuple[Hold, ...]
 
+
+def check_loop(loop: asyncio.AbstractEventLoop, name: str) -> None:
+    """Raise unless this event loop, to which the unit of that name belongs, is the running one."""
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        raise WrongThreadError from None
+    if running is not loop:
+        raise WrongLoopError(name)
+
+
 # Never reset by token: a savepoint may be left in a task with a copy of the context.
 _chain: ContextVar[Chain] = ContextVar("starlette_uow_holds", default=())
 
@@ -201,12 +212,7 @@ class Gate:
 
     def check_usable(self) -> None:
         """Raise unless the gate is open and belongs to the running event loop."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise WrongThreadError from None
-        if loop is not self._loop:
-            raise WrongLoopError(self._name)
+        check_loop(self._loop, self._name)
         if self._closed is not None:
             raise self._closed()
 

@@ -185,8 +185,8 @@ class _RefusedError(Exception):
     """
 
 
-class _Http:
-    """Serves one HTTP request: sees each message, and ends the unit's transactions."""
+class _Responder:
+    """What serves one request or handshake."""
 
     def __init__(
         self,
@@ -203,8 +203,10 @@ class _Http:
         self.receive = receive
         self.send = send
         self.commit_when = commit_when
-        self.outer_app = scope.get("app")
-        self.begin_answer()
+
+
+class _Http(_Responder):
+    """Serves one HTTP request: sees each message, and ends the unit's transactions."""
 
     def begin_answer(self) -> None:
         self.commit = False  # what the answer's status asks for
@@ -214,6 +216,8 @@ class _Http:
         self.refused: Exception | None = None  # what kept the answer from being committed
 
     async def serve(self) -> None:
+        self.outer_app = self.scope.get("app")  # the app below will put itself there
+        self.begin_answer()
         try:
             await self.serve_app(self.app)
             if self.refused is not None:
@@ -293,24 +297,8 @@ class _Http:
             raise self.refused
 
 
-class _WebSocket:
+class _WebSocket(_Responder):
     """Serves the handshake of one websocket: its unit ends when the app has answered it."""
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        unit: Unit,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        commit_when: CommitRule | None,
-    ) -> None:
-        self.app = app
-        self.unit = unit
-        self.scope = scope
-        self.receive = receive
-        self.send = send
-        self.commit_when = commit_when
 
     async def serve(self) -> None:
         try:

@@ -20,10 +20,8 @@ from starlette_uow.errors import (
     SavepointOpenError,
     UnitDoomedError,
     UnitEndedError,
-    WrongLoopError,
-    WrongThreadError,
 )
-from starlette_uow.gate import Hold
+from starlette_uow.gate import Hold, check_loop
 from starlette_uow.policy import Decision, Doom, Outcome, decide
 from starlette_uow.session import UnitSession
 from starlette_uow.shield import to_completion
@@ -135,12 +133,7 @@ class Unit:
         """Raise unless the unit is open and belongs to the running event loop."""
         if self.ended is not None:
             raise self.ended()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise WrongThreadError from None
-        if loop is not self._loop:
-            raise WrongLoopError(self.name)
+        check_loop(self._loop, self.name)
 
     @property
     def _sync_session(self) -> UnitSession | None:

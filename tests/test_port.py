@@ -75,7 +75,8 @@ async def test_the_well_known_class_fails_under_concurrency(
     """So the next test is known to be able to fail."""
     opened: list[AsyncSession] = []
     engine = sessions.kw["bind"]
-    roomy = create_engine(engine.url, pool_size=20, busy_timeout=0.1)  # it leaks, and should not have to wait
+    # It leaks connections, and should not have to wait for more.
+    roomy = create_engine(engine.url, pool_size=20, busy_timeout=0.1)
 
     class Recorded(WellKnown):
         async def __aenter__(self) -> WellKnown:
