@@ -19,8 +19,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
+from starlette_admin import CustomView
+from starlette_admin.routing import route
 
 from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, current_session
+from starlette_uow.admin import Admin
 from tests.asgi import layers
 from tests.databases import Database
 from tests.models import Item
@@ -178,6 +181,62 @@ async def test_failing_body_is_broken_off(uow: UnitOfWork, database: Database) -
             await client.get(f"http://127.0.0.1:{server.port}/")
 
     assert await database.observer.names() == []
+
+
+async def test_gather_in_an_endpoint_and_an_admin_view_beside_other_clients(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Tasks of a request take turns on its session, and requests do not know each other's."""
+
+    async def work(name: str) -> str:
+        async with uow.savepoint():
+            current_session().add(Item(name=name))
+            await current_session().flush()
+            if name.endswith("3"):
+                raise LookupError
+        return str(await current_session().scalar(select(Item.name).where(Item.name == name)))
+
+    async def gather(request: Request) -> Response:
+        prefix = request.query_params["prefix"]
+        names = [f"{prefix}-{n}" for n in range(5)]
+        done = await asyncio.gather(*map(work, names), return_exceptions=True)
+        return JSONResponse([name for name in done if isinstance(name, str)], 201)
+
+    class GatherView(CustomView):
+        menu_label = "Gather"
+        path = "/gather"
+
+        @route("")
+        async def index(self, request: Request) -> Response:
+            return await gather(request)
+
+    app = make_app(uow)
+    app.router.routes.insert(0, Route("/gather", gather))
+    admin = Admin(uow, secret_key="secret")
+    admin.add_view(GatherView)
+    admin.mount_to(app)
+    app.router.routes.insert(0, app.router.routes.pop())
+
+    async def other(number: int, client: httpx.AsyncClient) -> None:
+        for turn in range(3):
+            response = await client.post("/", json={"name": f"other-{number}-{turn}"})
+            assert response.status_code == 201
+
+    async def gathering(path: str, prefix: str, client: httpx.AsyncClient) -> None:
+        response = await client.get(path, params={"prefix": prefix})
+        assert response.status_code == 201
+        assert response.json() == [f"{prefix}-{n}" for n in (0, 1, 2, 4)]
+
+    async with serve(app) as server:
+        base_url = f"http://127.0.0.1:{server.port}"
+        async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+            await asyncio.gather(
+                *(other(n, client) for n in range(20)),
+                *(gathering("/gather", f"endpoint-{n}", client) for n in range(5)),
+                *(gathering("/admin/gather", f"admin-{n}", client) for n in range(5)),
+            )
+
+    assert len(await database.observer.names()) == 20 * 3 + 10 * 4
 
 
 async def test_websocket_messages_in_units_of_their_own(
