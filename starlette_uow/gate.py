@@ -199,8 +199,8 @@ class Gate:
         """Whether every turn is refused from now on."""
         return self._closed is not None
 
-    def check_usable(self) -> None:
-        """Raise unless the gate is open and belongs to the running event loop."""
+    def check_usable(self) -> asyncio.AbstractEventLoop:
+        """Raise unless the gate is open and belongs to the running event loop, which it returns."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -209,6 +209,7 @@ class Gate:
             raise WrongLoopError(self._name)
         if self._closed is not None:
             raise self._closed()
+        return loop
 
     # --- holds -----------------------------------------------------------------------------
 
@@ -331,7 +332,7 @@ class Gate:
             waiter.future.set_exception(error)
 
     def _current_task(self) -> Task:
-        self.check_usable()
-        task = asyncio.current_task()
+        loop = self.check_usable()
+        task = asyncio.current_task(loop)
         assert task is not None, "a greenlet of SQLAlchemy always runs in a task"
         return task

@@ -148,7 +148,8 @@ class UnitSession(Session):
             _no_autoflush.set(before)
 
     def _autoflush(self) -> None:
-        if self not in _no_autoflush.get():
+        # Called inside an operation, so in turn: nothing to flush needs no turn of its own.
+        if (self._kept_back or not self._is_clean()) and self not in _no_autoflush.get():
             super()._autoflush()
 
     def _flush_warning(self, method: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable
@@ -155,6 +156,16 @@ class Unit:
         return session is not None and session.in_transaction()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing at all hangs on the end of the transaction: a page without database."""
+        return (
+            self._session is None
+            and self._doom is None
+            and self._callbacks is None
+            and not self._due
+        )
+
+    @property
     def has_begun(self) -> bool:
         """Whether the open transaction has taken a connection."""
         session = self._sync_session
@@ -230,6 +241,9 @@ class Unit:
             EndTimeoutError: the commit was not under way within `end_timeout`.
             Exception: what the flush or the COMMIT raised, untouched.
         """
+        if self.is_idle:
+            self.outcome = Outcome.COMMITTED if commit else Outcome.ROLLED_BACK
+            return
         error = await self._settle(commit=commit)
         while self._due:
             await self._call_back(self._due.pop(0))
@@ -243,7 +257,10 @@ class Unit:
         if (session := self._sync_session) is not None:
             self._reserved = session.gate.reserve("its end")
         try:
-            await self.settle(commit=commit)
+            if self.is_idle:  # saves the usual request without database a coroutine
+                self.outcome = Outcome.COMMITTED if commit else Outcome.ROLLED_BACK
+            else:
+                await self.settle(commit=commit)
         except BaseException:
             # A cancellation can have kept callbacks from running, or hit one in its work.
             if self.has_work or self._due:
@@ -265,7 +282,11 @@ class Unit:
 
     def close(self, ended: Callable[[], Exception] | None = None) -> None:
         """Refuse every later use. The transaction has been ended before."""
-        self.ended = ended or self._ended_error
+        if ended is None:
+            outcome = "it used no database" if self.outcome is None else self.outcome.value
+            # Not a method: the unit would refer to itself, and wait for the garbage collector.
+            ended = functools.partial(UnitEndedError, self.name, outcome)
+        self.ended = ended
         session, self._session, self.repositories = self._sync_session, None, None
         if session is not None:
             # Empty, unless a stray task began a transaction after the last end.
@@ -275,10 +296,6 @@ class Unit:
                 self._reserved.end()
             session.expunge_all()
         self._closed(self)
-
-    def _ended_error(self) -> Exception:
-        outcome = "it used no database" if self.outcome is None else self.outcome.value
-        return UnitEndedError(self.name, outcome)
 
     async def _settle(self, *, commit: bool) -> BaseException | None:
         doom, self._doom = self._doom, None
