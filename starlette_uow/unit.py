@@ -6,12 +6,14 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
 
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.pool import Pool
 from sqlalchemy.util import greenlet_spawn
 
 from starlette_uow.ending import end_transaction, terminate
@@ -23,6 +25,7 @@ from starlette_uow.errors import (
     UnitEndedError,
     WrongLoopError,
     WrongThreadError,
+    pool_note,
 )
 from starlette_uow.gate import Hold
 from starlette_uow.policy import Decision, Doom, Outcome, decide
@@ -68,6 +71,7 @@ class Unit:
 
     __slots__ = (
         "__weakref__",
+        "_around",
         "_callbacks",
         "_closed",
         "_doom",
@@ -91,6 +95,7 @@ class Unit:
         name: str,
         timeouts: Timeouts,
         closed: Callable[[Unit], None],
+        around: Callable[[], Iterable[Unit]] = tuple,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
@@ -99,6 +104,7 @@ class Unit:
         self.ended: Callable[[], Exception] | None = None
         self._factory = factory
         self._closed = closed
+        self._around = around
         self._timeouts = timeouts
         self.options = options
         self._loop = asyncio.get_running_loop()
@@ -126,6 +132,7 @@ class Unit:
             sync_session.root_ended = self._root_ended
             sync_session.savepoint_undone = self._savepoint_undone
             sync_session.doomed = self._doomed
+            sync_session.pool_timed_out = self._pool_timed_out
             sync_session.transaction_state.doom = self._doom
             if self.options:
                 sync_session.set_engine_options(self.options)
@@ -170,6 +177,13 @@ class Unit:
         """Whether the open transaction has taken a connection."""
         session = self._sync_session
         return session is not None and bool(session.transaction_state.connections)
+
+    def holds_connection_of(self, pool: Pool) -> bool:
+        """Whether the open transaction keeps a connection of this pool."""
+        session = self._sync_session
+        return session is not None and any(
+            connection.engine.pool is pool for connection in session.transaction_state.connections
+        )
 
     @property
     def is_streaming(self) -> bool:
@@ -378,6 +392,13 @@ class Unit:
 
     def _doomed(self, reason: str, error: Exception) -> None:
         self.doom(Doom(f"{reason}: {error}", cause=error))
+
+    def _pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
+        """The pool is used up. Say so if that is by units that wait for this one."""
+        pool = bind.engine.pool
+        holders = [unit.name for unit in self._around() if unit.holds_connection_of(pool)]
+        if holders:
+            error.add_note(pool_note(self.name, holders))
 
     async def _call_back(self, callback: Callback) -> None:
         """Run a callback. One that uses the session gets a transaction of its own."""
