@@ -264,6 +264,16 @@ class CommitOutcomeUnknownError(UnitOfWorkError):
         )
 
 
+def pool_note(unit: str, holders: list[str]) -> str:
+    """What to add to the timeout of a pool whose connections the same request holds itself."""
+    return (
+        f"The unit of {unit} waited for a connection, while {len(holders)} of the pool's are held "
+        f"around it by {' and '.join(holders)}, which cannot end before it does. Call `await "
+        f"uow.checkpoint()` before `uow.new()`, which gives the connection back, or enlarge the "
+        f"pool: each request needs one connection for every unit that it nests."
+    )
+
+
 def paths_error(paths: Iterable[object]) -> ConfigurationError:
     """For an `exclude` that is not a collection of absolute paths."""
     return ConfigurationError(

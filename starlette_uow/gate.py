@@ -338,6 +338,6 @@ class Gate:
 
     def _current_task(self) -> Task:
         self.check_usable()
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None, "a greenlet of SQLAlchemy always runs in a task"
         return task

@@ -244,11 +244,15 @@ class _Http(_Responder):
             await self.unit.settle(commit=False)
 
     async def send_after_commit(self, message: Message) -> None:
-        kind = message["type"]
         if self.refused is not None:
-            pass  # the app's own answer is dropped whole
-        elif kind == "http.response.start":
+            return  # the app's own answer is dropped whole
+        starts = message["type"] == "http.response.start"
+        if starts:
             self.commit = wants_commit(message["status"], self.scope, self.commit_when)
+        if self.unit.is_idle:
+            self.note(message)
+            await self.send(message)
+        elif starts:
             self.held.append(message)
             if not self.unit.is_streaming:
                 await self.settle_or_refuse()
@@ -275,9 +279,14 @@ class _Http(_Responder):
     async def pass_held(self) -> None:
         held, self.held = self.held, []
         for message in held:
-            self.passed = self.passed or message["type"] == "http.response.start"
-            self.complete = self.complete or _is_last(message)
+            self.note(message)
             await self.send(message)
+
+    def note(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.passed = True
+        elif _is_last(message):
+            self.complete = True
 
     async def answer_refusal(self, error: Exception) -> None:
         """Answer with what the app's handlers make of `error`, outside the failed transaction."""

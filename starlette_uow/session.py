@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, Result
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.util import await_only
@@ -67,6 +68,7 @@ class UnitSession(Session):
         doomed: called when something was lost, with a reason and the error.
         savepoint_undone: called with each savepoint that was rolled back.
         engine_options: execution options for the engines this session draws from.
+        pool_timed_out: called with the error when the pool of a bind gave no connection.
     """
 
     gate: Gate
@@ -74,6 +76,7 @@ class UnitSession(Session):
     savepoint_undone: Callable[[SessionTransaction], None]
     root_ended: Callable[[bool], None]
     doomed: Callable[[str, Exception], None]
+    pool_timed_out: Callable[[PoolTimeoutError, Any], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -148,7 +151,8 @@ class UnitSession(Session):
             _no_autoflush.set(before)
 
     def _autoflush(self) -> None:
-        if self not in _no_autoflush.get():
+        # Called inside an operation, so in turn: nothing to flush needs no turn of its own.
+        if (self._kept_back or not self._is_clean()) and self not in _no_autoflush.get():
             super()._autoflush()
 
     def _flush_warning(self, method: Any) -> None:
@@ -190,6 +194,15 @@ class UnitTransaction(SessionTransaction):
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         self._in_turn(super().close, *args, **kwargs)
+
+    def _connection_for_bind(self, bind: Any, *args: Any, **kwargs: Any) -> Connection:
+        # The one place where every operation takes its connection.
+        try:
+            return super()._connection_for_bind(bind, *args, **kwargs)
+        except PoolTimeoutError as error:
+            if self.parent is None:  # a savepoint asks its parent
+                self.session.pool_timed_out(error, bind)
+            raise
 
     def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         gate = self.session.gate

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
 
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.pool import Pool
 from sqlalchemy.util import greenlet_spawn
 
 from starlette_uow.ending import end_transaction, terminate
@@ -20,6 +23,7 @@ from starlette_uow.errors import (
     SavepointOpenError,
     UnitDoomedError,
     UnitEndedError,
+    pool_note,
 )
 from starlette_uow.gate import Hold, check_loop
 from starlette_uow.policy import Decision, Doom, Outcome, decide
@@ -65,6 +69,7 @@ class Unit:
 
     __slots__ = (
         "__weakref__",
+        "_around",
         "_callbacks",
         "_closed",
         "_doom",
@@ -88,6 +93,7 @@ class Unit:
         name: str,
         timeouts: Timeouts,
         closed: Callable[[Unit], None],
+        around: Callable[[], Iterable[Unit]] = tuple,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
@@ -96,6 +102,7 @@ class Unit:
         self.ended: Callable[[], Exception] | None = None
         self._factory = factory
         self._closed = closed
+        self._around = around
         self._timeouts = timeouts
         self.options = options
         self._loop = asyncio.get_running_loop()
@@ -123,6 +130,7 @@ class Unit:
             sync_session.root_ended = self._root_ended
             sync_session.savepoint_undone = self._savepoint_undone
             sync_session.doomed = self._doomed
+            sync_session.pool_timed_out = self._pool_timed_out
             sync_session.transaction_state.doom = self._doom
             if self.options:
                 sync_session.set_engine_options(self.options)
@@ -148,10 +156,27 @@ class Unit:
         return session is not None and session.in_transaction()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing at all hangs on the end of the transaction: a page without database."""
+        return (
+            self._session is None
+            and self._doom is None
+            and self._callbacks is None
+            and not self._due
+        )
+
+    @property
     def has_begun(self) -> bool:
         """Whether the open transaction has taken a connection."""
         session = self._sync_session
         return session is not None and bool(session.transaction_state.connections)
+
+    def holds_connection_of(self, pool: Pool) -> bool:
+        """Whether the open transaction keeps a connection of this pool."""
+        session = self._sync_session
+        return session is not None and any(
+            connection.engine.pool is pool for connection in session.transaction_state.connections
+        )
 
     @property
     def is_streaming(self) -> bool:
@@ -223,6 +248,9 @@ class Unit:
             EndTimeoutError: the commit was not under way within `end_timeout`.
             Exception: what the flush or the COMMIT raised, untouched.
         """
+        if self.is_idle:
+            self.outcome = Outcome.COMMITTED if commit else Outcome.ROLLED_BACK
+            return
         error = await self._settle(commit=commit)
         while self._due:
             await self._call_back(self._due.pop(0))
@@ -236,7 +264,10 @@ class Unit:
         if (session := self._sync_session) is not None:
             self._reserved = session.gate.reserve("its end")
         try:
-            await self.settle(commit=commit)
+            if self.is_idle:  # saves the usual request without database a coroutine
+                self.outcome = Outcome.COMMITTED if commit else Outcome.ROLLED_BACK
+            else:
+                await self.settle(commit=commit)
         except BaseException:
             # A cancellation can have kept callbacks from running, or hit one in its work.
             if self.has_work or self._due:
@@ -258,7 +289,11 @@ class Unit:
 
     def close(self, ended: Callable[[], Exception] | None = None) -> None:
         """Refuse every later use. The transaction has been ended before."""
-        self.ended = ended or self._ended_error
+        if ended is None:
+            outcome = "it used no database" if self.outcome is None else self.outcome.value
+            # Not a method: the unit would refer to itself, and wait for the garbage collector.
+            ended = functools.partial(UnitEndedError, self.name, outcome)
+        self.ended = ended
         session, self._session, self.repositories = self._sync_session, None, None
         if session is not None:
             # Empty, unless a stray task began a transaction after the last end.
@@ -268,10 +303,6 @@ class Unit:
                 self._reserved.end()
             session.expunge_all()
         self._closed(self)
-
-    def _ended_error(self) -> Exception:
-        outcome = "it used no database" if self.outcome is None else self.outcome.value
-        return UnitEndedError(self.name, outcome)
 
     async def _settle(self, *, commit: bool) -> BaseException | None:
         doom, self._doom = self._doom, None
@@ -354,6 +385,13 @@ class Unit:
 
     def _doomed(self, reason: str, error: Exception) -> None:
         self.doom(Doom(f"{reason}: {error}", cause=error))
+
+    def _pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
+        """The pool is used up. Say so if that is by units that wait for this one."""
+        pool = bind.engine.pool
+        holders = [unit.name for unit in self._around() if unit.holds_connection_of(pool)]
+        if holders:
+            error.add_note(pool_note(self.name, holders))
 
     async def _call_back(self, callback: Callback) -> None:
         """Run a callback. One that uses the session gets a transaction of its own."""

@@ -135,6 +135,17 @@ def _current_unit(uow: UnitOfWork | None) -> Unit:
     return frame.unit
 
 
+def _open_units() -> list[Unit]:
+    """The units of this context, each once, the innermost first."""
+    units: dict[Unit, None] = {}
+    frame = current_frame.get()
+    while frame is not None:
+        if frame.unit is not None:
+            units[frame.unit] = None
+        frame = frame.outer
+    return list(units)
+
+
 def _without(frame: Frame | None, gone: Frame) -> Frame | None:
     """The entries without one of them, which need not be the innermost."""
     if frame is None or frame is gone:
@@ -587,6 +598,7 @@ class UnitOfWork:
             name=name,
             timeouts=self._timeouts,
             closed=self._release,
+            around=_open_units,
             options=options,
         )
         self._units.add(unit)

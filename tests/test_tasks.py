@@ -1,10 +1,11 @@
-"""Task groups, exclusive blocks and worker threads that share a unit's session."""
+"""Tasks, exclusive blocks and threads that share a unit's session, and units that share a pool."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
@@ -32,6 +34,7 @@ from starlette_uow import (
     UnitOfWork,
     UnitOfWorkMiddleware,
     WrongThreadError,
+    create_engine,
     current_session,
 )
 from tests.asgi import Exchange, layers
@@ -779,3 +782,81 @@ async def test_thread_that_outlives_its_request_is_refused(
     assert task.cancelled()
     assert errors == [UnitEndedError]
     assert await database.observer.names() == []
+
+
+# --- a pool that is used up ----------------------------------------------------------------
+
+
+@pytest.fixture
+async def tight(database: Database) -> AsyncIterator[UnitOfWork]:
+    """A pool of one connection that nobody waits for long."""
+    engine = create_engine(database.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    yield UnitOfWork(async_sessionmaker(engine, expire_on_commit=False))
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("operation", ["execute", "flush", "savepoint", "run_sync"])
+async def test_pool_that_the_request_itself_used_up_is_explained(
+    tight: UnitOfWork, operation: str, database: Database
+) -> None:
+    """The error is SQLAlchemy's own, with a note that names the units and the remedy."""
+
+    async def use() -> None:
+        if operation == "execute":
+            await tight.session.execute(select(Item))
+        elif operation == "flush":
+            await write(tight, "b")
+        elif operation == "run_sync":
+            await run_in_threadpool(tight.run_sync, names_sync)
+        else:
+            async with tight.savepoint():
+                await tight.session.execute(select(Item))
+
+    async def endpoint(request: Request) -> Response:
+        await write(tight, "a")
+        async with tight.new():
+            await use()
+        raise AssertionError
+
+    exchange = await Exchange(make_app(tight, endpoint), database.observer).run()
+
+    assert isinstance(exchange.error, PoolTimeoutError)
+    (note,) = exchange.error.__notes__
+    assert "held around it by GET /, which" in note
+    assert "await uow.checkpoint()" in note
+    assert await database.observer.names() == []
+
+
+async def test_pool_that_others_used_up_is_not_the_requests_doing(tight: UnitOfWork) -> None:
+    """No note: a larger pool is the only remedy, and SQLAlchemy says so."""
+    connected, leave = anyio.Event(), anyio.Event()
+
+    async def other() -> None:
+        async with tight:
+            await tight.session.execute(select(Item))
+            connected.set()
+            await leave.wait()
+
+    task = asyncio.create_task(other())
+    await connected.wait()
+    with pytest.raises(PoolTimeoutError) as raised:
+        async with tight, tight.new():
+            await tight.session.execute(select(Item))
+    leave.set()
+    await task
+
+    assert not hasattr(raised.value, "__notes__")
+
+
+async def test_checkpoint_gives_the_connection_to_a_nested_unit(
+    tight: UnitOfWork, database: Database
+) -> None:
+    """The remedy that the note names."""
+    async with tight:
+        await write(tight, "a")
+        await tight.checkpoint()
+        async with tight.new():
+            await write(tight, "b")
+
+    assert await database.observer.names() == ["a", "b"]

@@ -1,0 +1,1 @@
+"""What a unit of work costs. See README.md in this folder."""
