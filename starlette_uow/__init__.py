@@ -26,7 +26,8 @@ from starlette_uow.errors import (
 )
 from starlette_uow.middleware import UnitOfWorkMiddleware
 from starlette_uow.policy import Doom, Outcome
-from starlette_uow.uow import UnitOfWork, current_session, current_uow, repository
+from starlette_uow.repositories import repository
+from starlette_uow.uow import UnitOfWork, current_session, current_uow
 
 __version__ = "0.1.0"
 

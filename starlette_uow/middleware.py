@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from starlette_uow.context import Frame, current_frame, mark_served
 from starlette_uow.errors import (
     ConfigurationError,
     MiddlewareTwiceError,
@@ -21,7 +22,7 @@ from starlette_uow.errors import (
 )
 from starlette_uow.policy import CommitRule, wants_commit
 from starlette_uow.unit import Unit
-from starlette_uow.uow import Frame, UnitOfWork, current_frame
+from starlette_uow.uow import UnitOfWork
 
 FRAME = "starlette_uow.frame"
 """Scope key: the innermost entry of *this* request.
@@ -123,7 +124,7 @@ class UnitOfWorkMiddleware:
         self._commit_when = commit_when
         self._exclude = tuple(path.rstrip("/") for path in exclude)
         self._served_app = f"{SERVED_APP}.{id(uow)}"
-        self.uow.mark_served()
+        mark_served(uow)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

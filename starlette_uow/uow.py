@@ -1,4 +1,4 @@
-"""`UnitOfWork`: the definition of units, and the context variable that holds the open one.
+"""`UnitOfWork`: the definition of units, and the ways to reach the open one.
 
 A definition is created once and shared by everybody. It holds no state of any unit, so a
 thousand tasks may enter it at once: what it shows is always the unit of the caller's context.
@@ -12,20 +12,16 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
 from types import TracebackType
 from typing import (
     Any,
     Concatenate,
     Generic,
     Literal,
-    NamedTuple,
     ParamSpec,
     Self,
     TypeVar,
-    cast,
     get_args,
-    overload,
 )
 
 import anyio
@@ -35,12 +31,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
+from starlette_uow.context import (
+    Frame,
+    current_frame,
+    current_unit,
+    frame_of,
+    open_units,
+    without,
+)
 from starlette_uow.engine import READ_ONLY, guard
 from starlette_uow.errors import (
     BlockContextError,
     ConfigurationError,
     NotAsyncError,
-    NoUnitError,
     SessionClassError,
     TransactionStartedError,
     UnitOpenError,
@@ -62,31 +65,6 @@ BLOCK = "an `async with` block"
 _log = logging.getLogger("starlette_uow")
 
 
-class Frame(NamedTuple):
-    """One entry of the context: a unit that was opened or joined here, or why there is none.
-
-    Attributes:
-        uow: whose unit it is.
-        unit: the unit; None where `absence` says why there is none.
-        outer: the entry around it.
-        joined: the unit was open already, so leaving this entry does not end it.
-        owner: what opened the entry: the object that will take it off again.
-        operations: how many operations the unit had run when it was joined.
-        absence: makes the error for a context that is not served.
-    """
-
-    uow: UnitOfWork
-    unit: Unit | None
-    outer: Frame | None
-    joined: bool
-    owner: object
-    operations: int = 0
-    absence: Callable[[], NoUnitError] | None = None
-
-
-current_frame: ContextVar[Frame | None] = ContextVar("starlette_uow", default=None)
-
-
 def current_session(uow: UnitOfWork | None = None) -> AsyncSession:
     """The session of the unit that is open in this context.
 
@@ -102,7 +80,7 @@ def current_session(uow: UnitOfWork | None = None) -> AsyncSession:
         WebSocketUnitError: it ended with the handshake of a websocket.
         WrongThreadError, WrongLoopError: the caller runs in a thread or loop of its own.
     """
-    return _current_unit(uow).session
+    return current_unit(uow).session
 
 
 def current_uow() -> UnitOfWork:
@@ -111,87 +89,11 @@ def current_uow() -> UnitOfWork:
     Raises:
         NoUnitError: as `current_session` does.
     """
-    unit = _current_unit(None)
+    unit = current_unit(None)
     unit.check_usable()
     frame = current_frame.get()
     assert frame is not None
     return frame.uow
-
-
-def _frame_of(uow: UnitOfWork | None) -> Frame | None:
-    frame = current_frame.get()
-    while frame is not None and uow is not None and frame.uow is not uow:
-        frame = frame.outer
-    return frame
-
-
-def _current_unit(uow: UnitOfWork | None) -> Unit:
-    frame = _frame_of(uow)
-    if frame is None:
-        raise NoUnitError.nowhere(uow, served=UnitOfWork.is_served(uow))
-    if frame.unit is None:
-        assert frame.absence is not None
-        raise frame.absence()
-    return frame.unit
-
-
-def _open_units() -> list[Unit]:
-    """The units of this context, each once, the innermost first."""
-    units: dict[Unit, None] = {}
-    frame = current_frame.get()
-    while frame is not None:
-        if frame.unit is not None:
-            units[frame.unit] = None
-        frame = frame.outer
-    return list(units)
-
-
-def _without(frame: Frame | None, gone: Frame) -> Frame | None:
-    """The entries without one of them, which need not be the innermost."""
-    if frame is None or frame is gone:
-        return None if frame is None else frame.outer
-    return frame._replace(outer=_without(frame.outer, gone))
-
-
-class _Repository(Generic[R]):
-    def __init__(self, factory: Callable[[AsyncSession], R]) -> None:
-        self._factory = factory
-        self.__doc__ = factory.__doc__
-
-    @overload
-    def __get__(self, uow: None, owner: type[UnitOfWork]) -> Self: ...
-
-    @overload
-    def __get__(self, uow: UnitOfWork, owner: type[UnitOfWork]) -> R: ...
-
-    def __get__(self, uow: UnitOfWork | None, owner: type[UnitOfWork]) -> Self | R:
-        if uow is None:
-            return self
-        unit = _current_unit(uow)
-        if unit.repositories is None or self not in unit.repositories:
-            repository = self._factory(unit.session)
-            if unit.repositories is None:
-                unit.repositories = {}
-            unit.repositories[self] = repository
-        return cast(R, unit.repositories[self])
-
-
-def repository(factory: Callable[[AsyncSession], R]) -> _Repository[R]:
-    """Declare a repository of a `UnitOfWork` subclass: one for each unit, built at first use.
-
-    Args:
-        factory: a class or function that takes the unit's session.
-
-    Example:
-        class Shop(UnitOfWork):
-            orders = repository(OrderRepository)   # shop.orders in an open unit
-    """
-    if not callable(factory):
-        raise ConfigurationError(
-            f"repository() takes a class or function of a session, and got {factory!r}. "
-            f"Write `users = repository(UserRepository)`."
-        )
-    return _Repository(factory)
 
 
 class UnitOfWork:
@@ -223,9 +125,6 @@ class UnitOfWork:
 
     sessions: async_sessionmaker[Any]
     """Where the sessions of the units come from."""
-
-    _served: int = 0
-    _any_served: int = 0
 
     def __init__(
         self,
@@ -271,7 +170,7 @@ class UnitOfWork:
     @property
     def session(self) -> AsyncSession:
         """The session of the unit that is open in this context. Raises as `current_session`."""
-        return _current_unit(self).session
+        return current_unit(self).session
 
     def doom(self, reason: str = "the app called doom()") -> None:
         """Let the open transaction roll back, and the app's answer pass: a dry run, say.
@@ -451,7 +350,7 @@ class UnitOfWork:
         async def call() -> R:
             nonlocal arrived
             arrived = True
-            session = _current_unit(self).session
+            session = current_unit(self).session
             return await session.run_sync(function, *args, **kwargs)
 
         try:
@@ -598,21 +497,11 @@ class UnitOfWork:
             name=name,
             timeouts=self._timeouts,
             closed=self._release,
-            around=_open_units,
+            around=open_units,
             options=options,
         )
         self._units.add(unit)
         return unit
-
-    def mark_served(self) -> None:
-        """Note that a middleware serves this unit of work, for the messages of errors."""
-        self._served += 1
-        UnitOfWork._any_served += 1
-
-    @staticmethod
-    def is_served(uow: UnitOfWork | None) -> bool:
-        """Whether a middleware serves `uow`, or any."""
-        return bool(UnitOfWork._any_served if uow is None else uow._served)
 
     # --- private ---------------------------------------------------------------------------
 
@@ -639,15 +528,15 @@ class UnitOfWork:
             self._last_unit_ended.set()
 
     def _joinable_frame(self) -> Frame | None:
-        frame = _frame_of(self)
+        frame = frame_of(self)
         if frame is None or frame.unit is None or frame.unit.ended is not None:
             return None
         return frame
 
     def _usable_frame(self) -> tuple[Frame, Unit]:
-        unit = _current_unit(self)
+        unit = current_unit(self)
         unit.check_usable()
-        frame = _frame_of(self)
+        frame = frame_of(self)
         assert frame is not None
         return frame, unit
 
@@ -671,7 +560,7 @@ class UnitOfWork:
                 await unit.finish(commit=exc is None)
         finally:
             # Never with a token: the block may be left in a copy of its context.
-            current_frame.set(_without(current_frame.get(), frame))
+            current_frame.set(without(current_frame.get(), frame))
 
 
 def _is_on_event_loop() -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from demo import postgres
 from starlette_uow import UnitOfWork, create_engine
-from starlette_uow.uow import current_frame
+from starlette_uow.context import current_frame
 from tests.databases import (
     Database,
     PostgresObserver,

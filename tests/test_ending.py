@@ -20,7 +20,7 @@ from starlette_uow import (
     UnitOfWork,
     UnitOfWorkMiddleware,
 )
-from starlette_uow.uow import current_frame
+from starlette_uow.context import current_frame
 from tests.asgi import Exchange
 from tests.databases import Database, PostgresObserver
 from tests.models import Item

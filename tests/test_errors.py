@@ -31,6 +31,7 @@ from starlette_uow import (
     UnitOfWorkMiddleware,
     WrongLoopError,
     WrongThreadError,
+    context,
     create_engine,
     current_session,
     current_uow,
@@ -59,7 +60,7 @@ def test_every_error_is_in_the_one_tree_and_exported() -> None:
 
 def test_no_unit_and_no_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says that the middleware is missing."""
-    monkeypatch.setattr(UnitOfWork, "_any_served", 0)
+    monkeypatch.setattr(context, "_served", set())
 
     with pytest.raises(NoUnitError, match="No UnitOfWorkMiddleware is installed"):
         current_session()

@@ -30,7 +30,7 @@ from starlette_uow import (
     current_session,
     current_uow,
 )
-from starlette_uow.uow import current_frame
+from starlette_uow.context import current_frame
 from tests.asgi import Exchange, PassThrough, http_scope, layers
 from tests.databases import Database
 from tests.models import Item, Part

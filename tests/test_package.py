@@ -23,6 +23,8 @@ ORDER = [
     "session",
     "ending",
     "unit",
+    "context",
+    "repositories",
     "tasks",
     "uow",
     "middleware",

@@ -770,7 +770,7 @@ async def test_block_left_in_a_copied_context(uow: Shop, database: Database) -> 
     await new.__aenter__()
     await uow.items.add("b")
     await asyncio.create_task(new.__aexit__(None, None, None))
-    from starlette_uow.uow import current_frame
+    from starlette_uow.context import current_frame
 
     current_frame.set(None)  # the frame of this context, which the other task could not reach
     assert "b" in await database.observer.names()

@@ -1,0 +1,87 @@
+"""The context variable that holds the open units, and how to look one up in it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, NamedTuple
+
+from starlette_uow.errors import NoUnitError
+from starlette_uow.unit import Unit
+
+if TYPE_CHECKING:
+    from starlette_uow.uow import UnitOfWork
+
+_served: weakref.WeakSet[UnitOfWork] = weakref.WeakSet()
+
+
+class Frame(NamedTuple):
+    """One entry of the context: a unit that was opened or joined here, or why there is none.
+
+    Attributes:
+        uow: whose unit it is.
+        unit: the unit; None where `absence` says why there is none.
+        outer: the entry around it.
+        joined: the unit was open already, so leaving this entry does not end it.
+        owner: what opened the entry: the object that will take it off again.
+        operations: how many operations the unit had run when it was joined.
+        absence: makes the error for a context that is not served.
+    """
+
+    uow: UnitOfWork
+    unit: Unit | None
+    outer: Frame | None
+    joined: bool
+    owner: object
+    operations: int = 0
+    absence: Callable[[], NoUnitError] | None = None
+
+
+current_frame: ContextVar[Frame | None] = ContextVar("starlette_uow", default=None)
+
+
+def mark_served(uow: UnitOfWork) -> None:
+    """Note that a middleware serves this unit of work, for the messages of errors."""
+    _served.add(uow)
+
+
+def frame_of(uow: UnitOfWork | None) -> Frame | None:
+    """The innermost entry of a unit of work, or of any."""
+    frame = current_frame.get()
+    while frame is not None and uow is not None and frame.uow is not uow:
+        frame = frame.outer
+    return frame
+
+
+def current_unit(uow: UnitOfWork | None) -> Unit:
+    """The unit that is open in this context.
+
+    Raises:
+        NoUnitError: there is none; the message says what is missing.
+    """
+    frame = frame_of(uow)
+    if frame is None:
+        raise NoUnitError.nowhere(uow, served=bool(_served) if uow is None else uow in _served)
+    if frame.unit is None:
+        assert frame.absence is not None
+        raise frame.absence()
+    return frame.unit
+
+
+def open_units() -> list[Unit]:
+    """The units of this context, each once, the innermost first."""
+    units: dict[Unit, None] = {}
+    frame = current_frame.get()
+    while frame is not None:
+        if frame.unit is not None:
+            units[frame.unit] = None
+        frame = frame.outer
+    return list(units)
+
+
+def without(frame: Frame | None, gone: Frame) -> Frame | None:
+    """The entries without one of them, which need not be the innermost."""
+    if frame is None or frame is gone:
+        return None if frame is None else frame.outer
+    return frame._replace(outer=without(frame.outer, gone))
