@@ -248,9 +248,6 @@ class Unit:
             EndTimeoutError: the commit was not under way within `end_timeout`.
             Exception: what the flush or the COMMIT raised, untouched.
         """
-        if self.is_idle:
-            self.outcome = Outcome.COMMITTED if commit else Outcome.ROLLED_BACK
-            return
         error = await self._settle(commit=commit)
         while self._due:
             await self._call_back(self._due.pop(0))

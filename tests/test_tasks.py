@@ -849,6 +849,23 @@ async def test_pool_that_others_used_up_is_not_the_requests_doing(tight: UnitOfW
     assert not hasattr(raised.value, "__notes__")
 
 
+async def test_pool_used_up_on_an_excluded_path(tight: UnitOfWork, database: Database) -> None:
+    """Blocks are named as blocks, where no request has a unit."""
+
+    async def endpoint(request: Request) -> Response:
+        async with tight:
+            await write(tight, "a")
+            async with tight.new():
+                await write(tight, "b")
+        raise AssertionError
+
+    app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=tight, exclude=["/"])
+    exchange = await Exchange(app, database.observer).run()
+
+    assert isinstance(exchange.error, PoolTimeoutError)
+    assert "around it by an `async with` block, which" in exchange.error.__notes__[0]
+
+
 async def test_checkpoint_gives_the_connection_to_a_nested_unit(
     tight: UnitOfWork, database: Database
 ) -> None:
