@@ -72,7 +72,7 @@ class Unit:
         "_around",
         "_callbacks",
         "_closed",
-        "_doom",
+        "_dooms",
         "_due",
         "_factory",
         "_loop",
@@ -107,7 +107,7 @@ class Unit:
         self.options = options
         self._loop = asyncio.get_running_loop()
         self._session: AsyncSession | None = None
-        self._doom: Doom | None = None
+        self._dooms: list[tuple[Doom, SessionTransaction | None]] | None = None
         self._reserved: Hold | None = None
         self._callbacks: list[_Registered] | None = None
         self._due: list[Callback] | None = None
@@ -159,10 +159,7 @@ class Unit:
     def is_idle(self) -> bool:
         """Whether nothing at all hangs on the end of the transaction: a page without database."""
         return (
-            self._session is None
-            and self._doom is None
-            and self._callbacks is None
-            and not self._due
+            self._session is None and not self._dooms and self._callbacks is None and not self._due
         )
 
     @property
@@ -220,21 +217,19 @@ class Unit:
     # --- the transaction -------------------------------------------------------------------
 
     def doom(self, doom: Doom) -> None:
-        """Let the open transaction end in a rollback only. The first reason is kept, but one
-        against the app's will outweighs one that it wanted.
+        """Let the open transaction end in a rollback only. What went wrong inside a savepoint is
+        undone with it; what the app wants stays.
         """
-        if self._doom is None or (self._doom.wanted and not doom.wanted):
-            self._doom = doom
-            if (session := self._sync_session) is not None:
-                session.transaction_state.doom = doom
+        if self._dooms is None:
+            self._dooms = []
+        self._dooms.append((doom, None if doom.wanted else self._savepoint))
+        self._show_doom()
 
     def register(self, outcome: Outcome, callback: Callback) -> None:
         """Call back after the open transaction has ended with this outcome."""
-        session = self._sync_session
-        savepoint = None if session is None else session.get_nested_transaction()
         if self._callbacks is None:
             self._callbacks = []
-        self._callbacks.append(_Registered(outcome, callback, savepoint))
+        self._callbacks.append(_Registered(outcome, callback, self._savepoint))
 
     async def settle(self, *, commit: bool) -> None:
         """End the open transaction as wanted, or roll back and raise what is in the way.
@@ -302,7 +297,7 @@ class Unit:
         self._closed(self)
 
     async def _settle(self, *, commit: bool) -> BaseException | None:
-        doom, self._doom = self._doom, None
+        doom, self._dooms = self._doom, None
         decision = decide(commit=commit, doom=doom)
         commit = decision is Decision.COMMIT
         session = self._sync_session
@@ -373,12 +368,35 @@ class Unit:
 
     def _root_ended(self, committed: bool) -> None:
         """The app itself committed, rolled back or closed the session."""
-        self._doom = None
+        self._dooms = None
         self._ended(Outcome.COMMITTED if committed else Outcome.ROLLED_BACK)
 
-    def _savepoint_undone(self, savepoint: SessionTransaction) -> None:
+    @property
+    def _savepoint(self) -> SessionTransaction | None:
+        """The innermost savepoint that the caller is inside of; another task's does not count."""
+        session = self._sync_session
+        if session is None or not session.holds:
+            return None
+        chain = session.gate.chain()
+        inside = [savepoint for savepoint, hold in session.holds.items() if hold in chain]
+        return inside[-1] if inside else None
+
+    @property
+    def _doom(self) -> Doom | None:
+        """The first reason, but one against the app's will before one that it wanted."""
+        dooms = [doom for doom, _ in self._dooms or ()]
+        return next((doom for doom in dooms if not doom.wanted), dooms[0] if dooms else None)
+
+    def _show_doom(self) -> None:
+        if (session := self._sync_session) is not None:
+            session.transaction_state.doom = self._doom
+
+    def _savepoint_undone(self, undone: SessionTransaction) -> None:
         if self._callbacks:
-            self._callbacks = [c for c in self._callbacks if not _inside(c.savepoint, savepoint)]
+            self._callbacks = [c for c in self._callbacks if not _inside(c.savepoint, undone)]
+        if self._dooms:
+            self._dooms = [d for d in self._dooms if not _inside(d[1], undone)]
+            self._show_doom()
 
     def _doomed(self, reason: str, error: Exception) -> None:
         self.doom(Doom(f"{reason}: {error}", cause=error))

@@ -245,6 +245,49 @@ async def test_cancellation_dooms_only_if_the_joined_block_had_used_the_session(
     assert await database.observer.names() == ([] if used else ["a"])
 
 
+async def test_joined_block_that_fails_in_a_savepoint_dooms_the_savepoint_alone(
+    uow: Shop, database: Database
+) -> None:
+    """A service that joins may fail alone: its caller's savepoint undoes all it did."""
+    async with uow:
+        await uow.items.add("a")
+        with pytest.raises(Boom):
+            async with uow.savepoint():
+                async with uow:
+                    await uow.items.add("b")
+                    raise Boom
+
+    assert await database.observer.names() == ["a"]
+
+
+async def test_joined_block_whose_failure_is_swallowed_in_a_savepoint_dooms_the_unit(
+    uow: Shop, database: Database
+) -> None:
+    """A savepoint that is released has kept half the work."""
+    with pytest.raises(UnitDoomedError, match="Boom"):
+        async with uow:
+            async with uow.savepoint():
+                with pytest.raises(Boom):
+                    async with uow:
+                        await uow.items.add("b")
+                        raise Boom
+
+    assert await database.observer.names() == []
+
+
+async def test_doom_of_a_savepoint_leaves_the_doom_around_it(uow: Shop, database: Database) -> None:
+    """Undoing the one does not undo the other."""
+    async with uow:
+        uow.doom("a dry run")
+        await uow.items.add("a")
+        with pytest.raises(Boom):
+            async with uow.savepoint():
+                async with uow:
+                    raise Boom
+
+    assert await database.observer.names() == []
+
+
 async def test_rollback_in_a_joined_block_dooms_the_unit(uow: Shop, database: Database) -> None:
     """It would erase its callers' work, so nobody may believe that all went well."""
     with pytest.raises(UnitDoomedError, match="rollback"):
@@ -506,6 +549,30 @@ async def test_callbacks_of_a_savepoint_that_is_undone_are_dropped(uow: Shop) ->
             uow.on_commit(lambda: heard.append("released"))
 
     assert heard == ["before", "released"]
+
+
+async def test_callback_of_another_task_survives_a_savepoint_that_is_undone(uow: Shop) -> None:
+    """Only what was registered inside the savepoint goes with it."""
+    heard: list[str] = []
+    opened, registered = asyncio.Event(), asyncio.Event()
+
+    async def fail_in_a_savepoint() -> None:
+        with pytest.raises(Boom):
+            async with uow.savepoint():
+                uow.on_commit(lambda: heard.append("inside"))
+                opened.set()
+                await registered.wait()
+                raise Boom
+
+    async def register() -> None:
+        await opened.wait()
+        uow.on_commit(lambda: heard.append("outside"))
+        registered.set()
+
+    async with uow:
+        await asyncio.gather(fail_in_a_savepoint(), register())
+
+    assert heard == ["outside"]
 
 
 async def test_callback_without_any_statement(uow: Shop) -> None:
