@@ -323,6 +323,7 @@ class Unit:
         outcome, cause = await to_completion(
             self._end_in_turn(session, commit=commit), timeout=self._timeouts.end, terminate=expire
         )
+        _log.debug("The transaction of %s: %s.", self.name, outcome.value)
         error = cause
         if outcome is Outcome.UNKNOWN:
             error = CommitOutcomeUnknownError(self.name)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, insert, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from starlette_uow import (
     SessionDeadlockError,
+    UnitEndedError,
     UnitOfWork,
     UnitOfWorkMiddleware,
     create_engine,
@@ -185,6 +186,46 @@ async def test_commit_of_one_task_waits_for_the_savepoint_of_another(
     assert results[0] is None
     assert isinstance(results[1], Boom)
     assert await database.observer.names() == ["kept"]
+
+
+async def test_end_of_a_unit_waits_for_the_savepoint_of_a_task(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Half a savepoint is never committed."""
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def child() -> None:
+        async with uow.savepoint():
+            await uow.session.execute(insert(Item).values(name="a"))
+            entered.set()
+            await leave.wait()
+            await uow.session.execute(insert(Item).values(name="b"))
+
+    async with uow:
+        task = asyncio.create_task(child())
+        await entered.wait()
+        asyncio.get_running_loop().call_soon(leave.set)
+    await task
+
+    assert await database.observer.names() == ["a", "b"]
+
+
+async def test_end_of_a_unit_goes_before_statements_that_wait(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """A stray task's statement that runs already is part of the unit; the next one is refused."""
+
+    async def stray(name: str) -> None:
+        await uow.session.execute(insert(Item).values(name=name))
+
+    async with uow:
+        strays = [asyncio.create_task(stray(name)) for name in "ab"]
+        await asyncio.wait(strays, timeout=0)
+    first, second = await asyncio.gather(*strays, return_exceptions=True)
+
+    assert first is None
+    assert isinstance(second, UnitEndedError)
+    assert await database.observer.names() == ["a"]
 
 
 async def test_savepoint_entered_by_a_task_that_is_gone_is_nobodys(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
 from sqlalchemy import event, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -19,11 +22,12 @@ from starlette_uow import (
     Outcome,
     UnitOfWork,
     UnitOfWorkMiddleware,
+    create_engine,
 )
 from starlette_uow.context import current_frame
 from tests.asgi import Exchange
-from tests.databases import Database, PostgresObserver
-from tests.models import Item
+from tests.databases import Database, PostgresObserver, create_tables
+from tests.models import Item, Part
 
 LOCK = 4711
 HERE = "from pg_stat_activity where datname = current_database() and wait_event"
@@ -115,6 +119,18 @@ async def test_commit_in_a_cancelled_anyio_scope_is_carried_through(
 
     assert scope.cancelled_caught
     assert await database.observer.names() == ["a"]
+
+
+async def test_refused_commit_in_a_cancelled_anyio_scope_is_told(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Behind the shield the commit is not cancelled, so its own error is what the caller hears."""
+    await write(uow)
+
+    with pytest.raises(IntegrityError), anyio.CancelScope() as scope:
+        async with uow:
+            uow.session.add(Item(name="a"))
+            scope.cancel()
 
 
 async def test_client_that_leaves_during_the_commit(
@@ -249,6 +265,23 @@ async def test_connection_lost_before_commit_is_rolled_back(
     assert heard == ["rolled back"]
 
 
+async def test_commit_on_two_databases_that_one_refuses_is_unknown(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """The other may have committed already: without a two-phase commit nobody knows."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/parts.sqlite"
+    await create_tables(url)
+    parts = create_engine(url)
+    uow = UnitOfWork(async_sessionmaker(binds={Item: engine, Part: parts}))
+
+    with pytest.raises(CommitOutcomeUnknownError) as caught:
+        async with uow:
+            uow.session.add_all([Item(name="a"), Part(item_id=999)])
+
+    assert isinstance(caught.value.__cause__, IntegrityError)
+    await parts.dispose()
+
+
 async def test_commit_that_takes_longer_than_the_deadline_is_unknown(
     sessions: async_sessionmaker[AsyncSession], database: Database, slow_commit: SlowCommit
 ) -> None:
@@ -314,7 +347,14 @@ async def test_end_of_the_loop_during_a_commit(
 ) -> None:
     """asyncio.run() cancels every task, also the one that commits: the connection is destroyed."""
     uow = UnitOfWork(sessions)
-    task = asyncio.create_task(write(uow))
+    heard: list[str] = []
+
+    async def work() -> None:
+        async with uow:
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.session.add(Item(name="a"))
+
+    task = asyncio.create_task(work())
     await slow_commit.reached()
     ending = [t for t in asyncio.all_tasks() if "_end_in_turn" in repr(t)]
 
@@ -324,6 +364,7 @@ async def test_end_of_the_loop_during_a_commit(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert uow._units == set()
+    assert heard == []  # the outcome is unknown
 
 
 async def test_rollback_that_fails_destroys_the_connection(
@@ -383,6 +424,15 @@ async def test_connection_that_comes_back_in_a_transaction_is_discarded(
     assert "discarded" in caplog.text
     assert await database.observer.open_transactions() == []
     assert await database.observer.names() == []
+
+
+async def test_nothing_is_kept_of_a_transaction_that_has_ended(uow: UnitOfWork) -> None:
+    """A process that serves for months would grow with each request."""
+    async with uow:
+        connection = weakref.ref((await uow.session.connection()).sync_connection)
+    gc.collect()
+
+    assert connection() is None
 
 
 async def test_outcome_of_each_transaction(uow: UnitOfWork) -> None:

@@ -23,6 +23,7 @@ from starlette_uow import (
     MiddlewareTwiceError,
     NoUnitError,
     UnitDoomedError,
+    UnitEndedError,
     UnitOfWork,
     UnitOfWorkMiddleware,
     WebSocketUnitError,
@@ -224,6 +225,9 @@ async def test_middleware_in_a_mounted_app_joins(
     async def conflict(request: Request, exc: Exception) -> Response:
         return PlainTextResponse("inner conflict", 409)
 
+    async def outer_conflict(request: Request, exc: Exception) -> Response:
+        return PlainTextResponse("outer conflict", 409)
+
     inner = Starlette(
         routes=[Route("/", endpoint)],
         middleware=[Middleware(UnitOfWorkMiddleware, uow=uow)],
@@ -232,6 +236,7 @@ async def test_middleware_in_a_mounted_app_joins(
     app = Starlette(
         routes=[Mount(path, app=inner)],
         middleware=[Middleware(UnitOfWorkMiddleware, uow=uow), Middleware(Note)],
+        exception_handlers={IntegrityError: outer_conflict},
     )
     exchange = await Exchange(app, database.observer).run(f"{path}/")
 
@@ -373,6 +378,28 @@ async def test_context_does_not_grow_with_requests(uow: UnitOfWork, database: Da
     assert depths == [1] * 5
 
 
+async def test_scope_may_be_served_again(uow: UnitOfWork, database: Database) -> None:
+    """By something that tries one app after another: a request leaves nothing of ours behind."""
+
+    async def endpoint(request: Request) -> Response:
+        await current_session().execute(select(Item))
+        return PlainTextResponse("answer")
+
+    app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=uow)
+    scopes: list[Any] = []
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            await app(scope, receive, send)
+            scopes.append([key for key in scope if key.startswith("starlette_uow") and scope[key]])
+
+    exchange = await Exchange(twice, database.observer).run()
+
+    assert exchange.error is None
+    assert exchange.text == "answer" * 2
+    assert scopes == [[], []]
+
+
 async def test_other_scopes_pass_through(uow: UnitOfWork) -> None:
     """Whatever an ASGI server invents."""
     seen: list[str] = []
@@ -390,7 +417,7 @@ async def test_request_state_is_one_dict_for_everybody(uow: UnitOfWork, database
     scope = http_scope()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        Request(scope).state.seen = True
+        Request(dict(scope)).state.seen = True  # routers copy the scope
         await PlainTextResponse("answer")(scope, receive, send)
 
     async def send(message: Any) -> None: ...
@@ -495,6 +522,25 @@ async def test_denial_response_ends_by_its_status(
     assert error is None
 
 
+@pytest.mark.parametrize(
+    ("status", "rule", "items"), [(403, True, ["handshake"]), (303, False, [])]
+)
+async def test_commit_when_decides_over_a_denial_response(
+    uow: UnitOfWork, database: Database, status: int, rule: bool, items: list[str]
+) -> None:
+    """As over an HTTP answer: a login that was refused may be counted."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write("handshake")
+        await WebSocket(scope, receive, send).send_denial_response(PlainTextResponse("no", status))
+
+    served = UnitOfWorkMiddleware(app, uow=uow, commit_when=lambda status, scope: rule)
+    events, error = await run_websocket(served, database)
+
+    assert events[0] == ("websocket.http.response.start", status, items)
+    assert error is None
+
+
 @pytest.mark.parametrize("reason", ["refused", "doomed"])
 async def test_handshake_whose_commit_fails_closes_the_socket(
     uow: UnitOfWork, database: Database, reason: str
@@ -517,6 +563,24 @@ async def test_handshake_whose_commit_fails_closes_the_socket(
 
     assert events == [("websocket.close", 1011, [])]
     assert isinstance(error, IntegrityError if reason == "refused" else UnitDoomedError)
+
+
+async def test_unit_has_ended_after_a_handshake_whose_commit_failed(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """What the app writes afterwards would be lost without a word."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        current_session().add(Part(item_id=999))
+        with pytest.raises(IntegrityError):
+            await send({"type": "websocket.accept"})
+        with pytest.raises(UnitEndedError, match="rolled back"):
+            current_session()
+
+    events, error = await run_websocket(UnitOfWorkMiddleware(app, uow=uow), database)
+
+    assert events == [("websocket.close", 1011, [])]
+    assert error is None
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -577,6 +641,26 @@ async def test_shutdown_waits_for_open_units_and_disposes_the_engine(
     await task
     assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
     assert await database.observer.names() == ["a"]
+
+
+@pytest.mark.parametrize("end", ["complete", "failed"])
+async def test_engine_is_disposed_before_the_shutdown_ends(
+    uow: UnitOfWork, engine: AsyncEngine, end: str
+) -> None:
+    """A server may leave as soon as it has the message."""
+    async with uow:
+        await uow.session.execute(select(Item))
+    idle = [engine.pool.checkedin()]  # type: ignore[attr-defined]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": f"lifespan.shutdown.{end}"})
+
+    async def send(message: Any) -> None:
+        idle.append(engine.pool.checkedin())  # type: ignore[attr-defined]
+
+    await UnitOfWorkMiddleware(app, uow=uow)({"type": "lifespan"}, None, send)  # type: ignore[arg-type]
+
+    assert idle == [1, 0]
 
 
 async def test_shutdown_does_not_wait_for_ever(

@@ -6,6 +6,7 @@ the table when it was sent.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -182,6 +183,21 @@ async def test_body_that_writes(
         assert exchange.error is None
 
 
+@pytest.mark.parametrize(("status", "items"), [(399, ["a"]), (400, [])])
+async def test_status_400_is_the_first_that_rolls_back(
+    uow: UnitOfWork, database: Database, status: int, items: list[str]
+) -> None:
+    """Rows 1 and 2 meet there."""
+
+    async def endpoint(request: Request) -> Response:
+        await write("a")
+        return PlainTextResponse("answer", status)
+
+    exchange = await Exchange(make_app(uow, endpoint, 0), database.observer).run()
+
+    assert exchange.events == answer(status, "answer", items, 0)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 async def test_body_whose_commit_is_refused_is_broken_off(
     uow: UnitOfWork, database: Database, count: int
@@ -249,6 +265,29 @@ async def test_background_task_that_writes(
     assert isinstance(exchange.error, error)
     items = ["background", "endpoint"] if behaviour == "returns" else ["endpoint"]
     assert await database.observer.names() == items
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_body_that_writes_is_complete_before_background_tasks_run(
+    uow: UnitOfWork, database: Database, count: int
+) -> None:
+    """Row 7: its client waits for the commit of the body, and not for the background tasks."""
+    seen: list[Any] = []
+
+    async def body() -> AsyncIterator[str]:
+        yield "1"
+        await write("body")
+
+    async def work() -> None:
+        seen.extend((exchange.is_complete, await database.observer.names()))
+
+    async def endpoint(request: Request) -> Response:
+        return StreamingResponse(body(), background=BackgroundTask(work))
+
+    exchange = Exchange(make_app(uow, endpoint, count), database.observer)
+    await exchange.run()
+
+    assert seen == [True, ["body"]]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -423,6 +462,98 @@ async def test_refused_commit_is_answered_by_the_apps_handler(
 
     assert exchange.events == answer(409, '{"error":"IntegrityError"}', [], 0)
     assert exchange.error is None
+
+
+async def test_synchronous_handler_of_a_refused_commit_runs_in_a_thread(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """As Starlette runs it: it may block."""
+    threads: list[int] = []
+
+    def conflict(request: Request, exc: Exception) -> Response:
+        threads.append(threading.get_ident())
+        return PlainTextResponse("conflict", 409)
+
+    async def endpoint(request: Request) -> Response:
+        await violate_deferred_constraint()
+        return PlainTextResponse("answer", 201)
+
+    app = make_app(uow, endpoint, 0, {IntegrityError: conflict})
+    exchange = await Exchange(app, database.observer).run()
+
+    assert exchange.events == answer(409, "conflict", [], 0)
+    assert threads != [threading.get_ident()]
+
+
+async def test_handler_of_a_refused_commit_that_answers_nothing(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """The error goes on, so that the client gets an answer after all."""
+
+    async def nothing(request: Request, exc: Exception) -> None:
+        return None
+
+    async def endpoint(request: Request) -> Response:
+        await violate_deferred_constraint()
+        return PlainTextResponse("answer", 201)
+
+    app = make_app(uow, endpoint, 0, {IntegrityError: nothing})
+    exchange = await Exchange(app, database.observer).run()
+
+    assert exchange.status == 500
+    assert isinstance(exchange.error, IntegrityError)
+
+
+async def test_handler_of_all_exceptions_answers_a_refused_commit_as_any_other(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Once, and the server hears of the error, too: that is left to ServerErrorMiddleware."""
+    handled: list[type[Exception]] = []
+
+    async def sorry(request: Request, exc: Exception) -> Response:
+        handled.append(type(exc))
+        return PlainTextResponse("sorry", 500)
+
+    async def endpoint(request: Request) -> Response:
+        await violate_deferred_constraint()
+        return PlainTextResponse("answer", 201)
+
+    app = make_app(uow, endpoint, 0, {Exception: sorry})
+    exchange = await Exchange(app, database.observer).run()
+
+    assert exchange.events == answer(500, "sorry", [], 0)
+    assert handled == [IntegrityError]
+    assert isinstance(exchange.error, IntegrityError)
+
+
+async def test_refused_commit_is_not_raised_into_the_app(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """A middleware that mends an IntegrityError of a flush comes too late for one of the COMMIT."""
+    caught: list[BaseException] = []
+
+    class Mend:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await self.app(scope, receive, send)
+            except IntegrityError as error:
+                caught.append(error)
+
+    async def endpoint(request: Request) -> Response:
+        await violate_deferred_constraint()
+        return PlainTextResponse("answer", 201)
+
+    app = Starlette(
+        routes=[Route("/", endpoint)],
+        middleware=[Middleware(UnitOfWorkMiddleware, uow=uow), Middleware(Mend)],
+    )
+    exchange = await Exchange(app, database.observer).run()
+
+    assert caught == []
+    assert isinstance(exchange.error, IntegrityError)
 
 
 async def test_handler_of_a_refused_commit_may_write(uow: UnitOfWork, database: Database) -> None:

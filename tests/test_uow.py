@@ -319,12 +319,31 @@ async def test_doom_belongs_to_one_transaction(uow: Shop, database: Database) ->
     assert await database.observer.names() == ["b"]
 
 
-async def test_doomed_transaction_refuses_a_commit_by_hand(uow: Shop, database: Database) -> None:
-    """`session.commit()` is no way around."""
+async def test_doom_ends_with_a_rollback_by_the_apps_own_hand(
+    uow: Shop, database: Database
+) -> None:
+    """`session.rollback()` ends the transaction that was doomed."""
+    async with uow:
+        await uow.items.add("a")
+        uow.doom()
+        await uow.session.rollback()
+        await uow.items.add("b")
+
+    assert await database.observer.names() == ["b"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_doomed_transaction_refuses_a_commit_by_hand(
+    uow: Shop, database: Database, first: bool
+) -> None:
+    """`session.commit()` is no way around, even if the doom came before the session was made."""
     with pytest.raises(UnitDoomedError):
         async with uow:
+            if first:
+                uow.doom("a dry run")
             await uow.items.add("a")
-            uow.doom("a dry run")
+            if not first:
+                uow.doom("a dry run")
             await uow.session.commit()
 
     assert await database.observer.names() == []
