@@ -60,8 +60,9 @@ def _outcome_of_failed_commit(state: TransactionState, error: BaseException) -> 
 
 
 def _roll_back(session: UnitSession) -> BaseException | None:
-    """Roll back. A rollback that fails destroys the connection, and with it the transaction:
-    what was promised holds, so the error is logged; only a cancellation is returned.
+    """Roll back. Where that fails, the pool resets the connection or the guard discards it, and
+    with it the transaction: what was promised holds, so the error is logged; only a cancellation
+    is returned.
     """
     connections = session.transaction_state.connections
     try:
@@ -72,5 +73,7 @@ def _roll_back(session: UnitSession) -> BaseException | None:
             session.invalidate()
         if not isinstance(error, Exception):
             return error
-        _log.warning("A rollback failed, so its connection was destroyed.", exc_info=error)
+        _log.warning(
+            "A rollback failed; its connection was reset or discarded by the pool.", exc_info=error
+        )
     return None

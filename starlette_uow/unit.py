@@ -320,9 +320,20 @@ class Unit:
             expired = True
             terminate(session.transaction_state.connections)
 
-        outcome, cause = await to_completion(
-            self._end_in_turn(session, commit=commit), timeout=self._timeouts.end, terminate=expire
-        )
+        ended: list[tuple[Outcome, BaseException | None]] = []
+
+        async def end() -> None:
+            ended.append(await self._end_in_turn(session, commit=commit))
+
+        try:
+            await to_completion(end(), timeout=self._timeouts.end, terminate=expire)
+        except asyncio.CancelledError:
+            if ended and ended[0][1] is not None:
+                # The caller is cancelled, and will hear nothing else.
+                name, (outcome, cause) = self.name, ended[0]
+                _log.error("The transaction of %s: %s.", name, outcome.value, exc_info=cause)
+            raise
+        outcome, cause = ended[0]
         _log.debug("The transaction of %s: %s.", self.name, outcome.value)
         error = cause
         if outcome is Outcome.UNKNOWN:
@@ -420,7 +431,10 @@ class Unit:
             worked = True
         except Exception:
             _log.exception("%s: the callback %r failed.", self.name, callback)
+        outcome, had_work = self.outcome, self.has_work
         error = await self._settle(commit=worked)
+        if not had_work:
+            self.outcome = outcome  # that of the unit, which a mere callback does not change
         if error is not None:
             _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
 

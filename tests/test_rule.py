@@ -398,6 +398,35 @@ async def test_plain_answer_with_a_stream_left_open(
     assert await database.observer.names() == ([] if refused else ["a"])
 
 
+@pytest.mark.parametrize("end", ["read", "closed", "dropped"])
+async def test_stream_that_is_done_does_not_hold_the_commit_back(
+    uow: UnitOfWork, database: Database, end: str
+) -> None:
+    """Row 1: only a streaming result with rows left to read makes the commit wait for the body."""
+
+    async def body() -> AsyncIterator[str]:
+        yield "answer"
+
+    async def endpoint(request: Request) -> Response:
+        await write("a")
+        result = await current_session().stream(select(Item))
+        if end == "read":
+            await result.all()
+        elif end == "closed":
+            await result.close()
+        if end != "dropped":
+            request.state.result = result
+        return StreamingResponse(body(), 201)
+
+    exchange = await Exchange(make_app(uow, endpoint, 0), database.observer).run()
+
+    assert exchange.events == [
+        ("start", 201, ["a"]),
+        ("body", "answer", True, ["a"]),
+        ("body", "", False, ["a"]),
+    ]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize(
     ("status", "rule", "items"),

@@ -308,6 +308,39 @@ async def test_doom_rolls_back_without_an_error(uow: Shop, database: Database) -
     assert await database.observer.names() == []
 
 
+@pytest.mark.parametrize("wanted_first", [False, True])
+async def test_doom_against_the_apps_will_outweighs_one_that_it_wanted(
+    uow: Shop, database: Database, wanted_first: bool
+) -> None:
+    """Whichever came first: who swallowed the exception hears of it."""
+    with pytest.raises(UnitDoomedError, match="Boom"):
+        async with uow:
+            await uow.items.add("a")
+            if wanted_first:
+                uow.doom()
+            with pytest.raises(Boom):
+                async with uow:
+                    raise Boom
+            if not wanted_first:
+                uow.doom()
+
+    assert await database.observer.names() == []
+
+
+async def test_doom_that_the_app_wanted_outlives_the_savepoint_it_was_called_in(
+    uow: Shop, database: Database
+) -> None:
+    """What `doom()` promises is about the whole transaction."""
+    async with uow:
+        await uow.items.add("a")
+        with pytest.raises(Boom):
+            async with uow.savepoint():
+                uow.doom()
+                raise Boom
+
+    assert await database.observer.names() == []
+
+
 async def test_doom_belongs_to_one_transaction(uow: Shop, database: Database) -> None:
     """The next one of the same unit commits."""
     async with uow:
@@ -483,6 +516,21 @@ async def test_failed_checkpoint_dooms_the_rest(uow: Shop, database: Database) -
             await uow.items.add("second half")
 
     assert await database.observer.names() == []
+
+
+async def test_callbacks_of_a_failed_checkpoint_run_before_it_raises(uow: Shop) -> None:
+    """They belong to the transaction that it ended, not to the end of the unit."""
+    heard: list[str] = []
+
+    with pytest.raises(UnitDoomedError):
+        async with uow:
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.session.add(Part(item_id=999))
+            with pytest.raises(IntegrityError):
+                await uow.checkpoint()
+            assert heard == ["rolled back"]
+
+    assert heard == ["rolled back"]
 
 
 async def test_checkpoint_in_a_savepoint_is_refused(uow: Shop, database: Database) -> None:
@@ -822,6 +870,19 @@ async def test_session_refuses_use_after_the_end(uow: Shop, database: Database) 
     with pytest.raises(UnitEndedError):
         session.add(Item(name="b"))
     assert await database.observer.names() == ["a"]
+
+
+async def test_object_of_an_ended_unit_may_be_added_to_the_next(
+    uow: Shop, database: Database
+) -> None:
+    """It is detached, as after the end of a plain session."""
+    async with uow:
+        item = await uow.items.add("a")
+    async with uow:
+        uow.session.add(item)
+        item.name = "b"
+
+    assert await database.observer.names() == ["b"]
 
 
 async def test_task_that_outlives_its_unit(uow: Shop, database: Database) -> None:
