@@ -32,7 +32,7 @@ demo: $(VENV)/demo
 	@$(BIN)/python -m demo $(ARGS)
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: $(VENV)/tests
 	$(BIN)/ruff check
@@ -50,7 +50,7 @@ $(VENV)-oldest/tests: pyproject.toml constraints-oldest.txt
 	touch $@
 
 test-oldest: $(VENV)-oldest/tests
-	$(VENV)-oldest/bin/python -m pytest -n 2 $(ARGS)
+	$(VENV)-oldest/bin/python -m pytest -n 3 $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build dist
