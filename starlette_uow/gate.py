@@ -78,9 +78,9 @@ class Gate:
         name: of the unit, for messages.
         wait_timeout: seconds a task waits while nothing at all moves, before it is told that
             this is a deadlock.
-        when_free: called each time the turn has come back, before it is given away.
 
     Attributes:
+        when_free: called each time the turn has come back, before it is given away.
         last_task: the task that entered last.
         entered: how often a task has entered.
     """
@@ -95,24 +95,22 @@ class Gate:
         "_task",
         "_wait_timeout",
         "_waiters",
-        "_when_free",
         "entered",
         "last_task",
+        "when_free",
     )
 
-    def __init__(
-        self, name: str, *, wait_timeout: float, when_free: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, name: str, *, wait_timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._name = name
         self._wait_timeout = wait_timeout
-        self._when_free = when_free
         self._task: Task | None = None
         self._depth = 0
         self._holds: list[Hold] = []
         self._waiters: deque[_Waiter] = deque()
         self._moves = 0
         self._closed: Callable[[], Exception] | None = None
+        self.when_free: Callable[[], None] | None = None
         self.last_task: Task | None = None
         self.entered = 0
 
@@ -188,7 +186,8 @@ class Gate:
         if not self._depth:
             self._task = None
             self._moves += 1
-            self._give()
+            if self._waiters or self.when_free is not None:
+                self._give()
 
     def is_free(self) -> bool:
         """Whether the caller could enter now without waiting."""
@@ -204,6 +203,7 @@ class Gate:
         for hold in self._holds:
             hold.end()
         self._holds.clear()
+        self.when_free = None
 
     @property
     def is_closed(self) -> bool:
@@ -274,7 +274,8 @@ class Gate:
     def _give(self) -> None:
         if self._task is not None:
             return
-        self._when_free()
+        if self.when_free is not None:
+            self.when_free()
         for waiter in self._waiters:
             if waiter.future.done():
                 continue  # cancelled, and about to leave the queue
@@ -337,7 +338,8 @@ class Gate:
             waiter.future.set_exception(error)
 
     def _current_task(self) -> Task:
-        self.check_usable()
+        if self._closed is not None or asyncio._get_running_loop() is not self._loop:
+            self.check_usable()
         task = asyncio.current_task(self._loop)
         assert task is not None, "a greenlet of SQLAlchemy always runs in a task"
         return task

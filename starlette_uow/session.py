@@ -91,7 +91,7 @@ class UnitSession(Session):
 
     def adopt(self, name: str, *, wait_timeout: float) -> None:
         """Become the session of a unit."""
-        self.gate = Gate(name, wait_timeout=wait_timeout, when_free=self._apply_kept_back)
+        self.gate = Gate(name, wait_timeout=wait_timeout)
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin in turn. A savepoint belongs to this task, and to the tasks started inside it."""
@@ -116,11 +116,13 @@ class UnitSession(Session):
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute in turn, and remember a result that streams."""
-        enter_in_greenlet(self.gate)
+        gate = self.gate
+        if not gate.try_enter():
+            await_only(gate.enter())
         try:
             result: Result[Any] = super().execute(*args, **kwargs)
         finally:
-            self.gate.leave()
+            gate.leave()
         options = kwargs.get("execution_options")
         if options and options.get("stream_results"):  # as AsyncSession.stream() has it
             self.streams.add(result, self.gate)
@@ -138,6 +140,7 @@ class UnitSession(Session):
             super()._save_or_update_state(state)
         else:
             self._kept_back.append((state, state.obj(), self.gate.chain()))
+            self.gate.when_free = self._apply_kept_back
 
     @property
     @contextmanager
@@ -163,6 +166,7 @@ class UnitSession(Session):
     def _apply_kept_back(self) -> None:
         if not self._kept_back:
             return
+        self.gate.when_free = None
         kept_back, self._kept_back = self._kept_back, []
         for entry in kept_back:
             state, _, chain = entry
@@ -174,6 +178,7 @@ class UnitSession(Session):
                     self.doomed("an object could not be added to the session", error)
             else:
                 self._kept_back.append(entry)
+                self.gate.when_free = self._apply_kept_back
 
     def set_engine_options(self, options: dict[str, Any]) -> None:
         """Choose the options for the transactions that begin from now on."""

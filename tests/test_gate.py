@@ -306,7 +306,8 @@ async def test_hold_that_is_over_leaves_nothing_behind_in_its_task() -> None:
 
     async def one_message() -> weakref.ref[Session]:
         session = Session()
-        gate = Gate("a message", wait_timeout=20, when_free=session.when_free)
+        gate = Gate("a message", wait_timeout=20)
+        gate.when_free = session.when_free
         async with held(gate):
             pass
         return weakref.ref(session)
