@@ -1,73 +1,19 @@
-"""Engines: the guard that every engine of a unit gets, and `create_engine()`.
-
-The guard is a few listeners, attached once per engine:
-
-- a connection that comes back to the pool inside a transaction is discarded, whoever put it
-  there;
-- a database error is noted on the transaction it happened in;
-- just before COMMIT, and only if an error was noted, the server is asked whether the
-  transaction is still alive: PostgreSQL answers the COMMIT of an aborted one with ROLLBACK and
-  raises nothing (https://www.postgresql.org/docs/current/sql-commit.html);
-- the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome;
-- an SQLite connection that is discarded is closed completely, whatever is cancelled meanwhile.
-"""
+"""`create_engine()`: an engine with the settings that production wants."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import weakref
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
 
-from starlette_uow.errors import ConfigurationError, NotAsyncError, UnitDoomedError
-from starlette_uow.policy import Doom
-from starlette_uow.shield import to_completion
+from starlette_uow.errors import ConfigurationError
+from starlette_uow.guard import guard, with_begin_recipe
 
 READ_ONLY = "starlette_uow_read_only"
 """Execution option of a transaction that only reads: SQLite begins it without a write lock."""
-
-IN_FAILED_SQL_TRANSACTION = "25P02"
-"""SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html"""
-
-CLOSE_TIMEOUT = 30.0
-"""Seconds for an SQLite connection to finish its last statement and close."""
-
-_log = logging.getLogger("starlette_uow")
-_guarded: weakref.WeakSet[Engine] = weakref.WeakSet()
-_with_begin_recipe: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-class TransactionState:
-    """What is known about the transaction that a unit has open.
-
-    Attributes:
-        connections: those it has begun on.
-        error: the last database error in it, and the statement it came from.
-        commit_sent: COMMIT is about to be sent, or has been.
-        committed: COMMIT has been answered.
-        doom: why it can only roll back.
-    """
-
-    __slots__ = ("commit_sent", "committed", "connections", "doom", "error")
-
-    def __init__(self) -> None:
-        self.connections: list[Connection] = []
-        self.error: tuple[BaseException, str | None] | None = None
-        self.commit_sent = False
-        self.committed = False
-        self.doom: Doom | None = None
-
-
-_states: weakref.WeakKeyDictionary[Connection, TransactionState] = weakref.WeakKeyDictionary()
 
 
 def create_engine(url: str, *, busy_timeout: float = 5.0, **kwargs: Any) -> AsyncEngine:
@@ -101,48 +47,6 @@ def create_engine(url: str, *, busy_timeout: float = 5.0, **kwargs: Any) -> Asyn
     return engine
 
 
-def guard(engine: AsyncEngine | Engine) -> None:
-    """Attach the guard to an engine. Doing it again changes nothing.
-
-    Raises:
-        NotAsyncError: the engine's driver is synchronous.
-    """
-    sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
-    if sync_engine in _guarded:
-        return
-    if not sync_engine.dialect.is_async:
-        raise NotAsyncError(sync_engine)
-    _guarded.add(sync_engine)
-    event.listen(sync_engine, "checkin", _discard_open_transaction)
-    event.listen(sync_engine, "handle_error", _note_error)
-    event.listen(sync_engine, "commit", _before_commit)
-    if sync_engine.dialect.name != "sqlite":
-        return
-    event.listen(sync_engine, "invalidate", _close_sqlite)
-    if sync_engine not in _with_begin_recipe:
-        _log.warning(
-            "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
-            "savepoint is released, and does not enforce foreign keys. Make it with "
-            "create_engine().",
-            sync_engine,
-        )
-
-
-def watch(connection: Connection, state: TransactionState) -> None:
-    """Let the guard of a connection's engine report on `state` from now on."""
-    guard(connection.engine)
-    state.connections.append(connection)
-    _states[connection] = state
-
-
-def unwatch(state: TransactionState) -> None:
-    """Forget a transaction that has ended. A state refers to its connections, which would
-    otherwise never leave the weak dictionary.
-    """
-    for connection in state.connections:
-        _states.pop(connection, None)
-
-
 def _apply_sqlite_recipe(engine: Engine, busy_timeout: float) -> None:
     def connect(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
         # The driver's own BEGIN comes too late for savepoints and reads, so it is turned off:
@@ -160,111 +64,4 @@ def _apply_sqlite_recipe(engine: Engine, busy_timeout: float) -> None:
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", begin)
-    _with_begin_recipe.add(engine)
-
-
-def _in_transaction(driver_connection: Any) -> bool:
-    """What asyncpg or aiosqlite say; a driver that cannot tell is believed to be clean."""
-    if hasattr(driver_connection, "is_in_transaction"):
-        return bool(driver_connection.is_in_transaction())
-    try:
-        return bool(getattr(driver_connection, "in_transaction", False))
-    except ValueError:  # aiosqlite: the connection is closed
-        return False
-
-
-def _discard_open_transaction(
-    dbapi_connection: DBAPIConnection | None, record: ConnectionPoolEntry
-) -> None:
-    driver_connection = record.driver_connection
-    if dbapi_connection is not None and _in_transaction(driver_connection):
-        _log.warning(
-            "A connection came back to the pool inside a transaction, and was discarded: %r",
-            driver_connection,
-        )
-        record.invalidate()
-
-
-def _close_sqlite(
-    dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
-) -> None:
-    """aiosqlite leaves the file locked if its close() is cancelled, which anyio does at every
-    await of a cancelled scope; SQLite does while a cursor of a closed connection is alive, in a
-    traceback, say (https://www.sqlite.org/c3ref/close.html, "zombie"). Rolled back and closed
-    here first, SQLAlchemy finds nothing left to do.
-    """
-    if not in_greenlet():
-        return  # SQLAlchemy then stops the connection's thread without waiting
-    driver = dbapi_connection.driver_connection
-    try:
-        work = _roll_back_and_close(driver)
-        await_only(to_completion(work, timeout=CLOSE_TIMEOUT, terminate=driver.stop))
-    except asyncio.CancelledError:
-        pass  # the cancellation that made the connection invalid is on its way already
-    except Exception:
-        _log.warning("An SQLite connection could not be closed: %r", driver, exc_info=True)
-
-
-async def _roll_back_and_close(driver: Any) -> None:
-    try:
-        await driver.rollback()
-    finally:
-        await driver.close()
-
-
-def _note_error(context: ExceptionContext) -> None:
-    connection = context.connection
-    state = None if connection is None else _states.get(connection)
-    if connection is None or state is None:
-        return
-    if state.error is None or _sqlstate(context.original_exception) != IN_FAILED_SQL_TRANSACTION:
-        state.error = (context.original_exception, context.statement)
-    if context.dialect.name == "sqlite" and not context.is_disconnect:
-        driver_connection = connection.connection.driver_connection
-        if not _in_transaction(driver_connection):
-            # SQLite rolled back by itself (RAISE(ROLLBACK), a full disk): what follows on this
-            # connection would be committed statement by statement.
-            context.is_disconnect = True
-            context.invalidate_pool_on_disconnect = False
-
-
-def _before_commit(connection: Connection) -> None:
-    state = _states.get(connection)
-    if state is None:
-        return
-    if state.doom is not None:
-        raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
-    if state.error is not None:
-        _check_alive(connection, state)
-    state.commit_sent = True
-
-
-def _check_alive(connection: Connection, state: TransactionState) -> None:
-    try:
-        connection.exec_driver_sql("SELECT 1")
-    except Exception as refused:
-        if (doomed := why_aborted(state, refused)) is None:
-            raise
-        raise doomed from refused
-
-
-def why_aborted(state: TransactionState, refused: BaseException) -> UnitDoomedError | None:
-    """The error that names the cause, for one that says only that the transaction is dead."""
-    aborted = (
-        # The connection was lost, or its statement was cancelled.
-        isinstance(refused, PendingRollbackError)
-        or (
-            isinstance(refused, DBAPIError) and _sqlstate(refused.orig) == IN_FAILED_SQL_TRANSACTION
-        )
-    )
-    if not aborted or state.error is None:
-        return None
-    error, statement = state.error
-    reason = f"the transaction was aborted by {type(error).__name__}: {error}"
-    if statement is not None:
-        reason += f" (in {statement!r})"
-    return UnitDoomedError(Doom(reason, cause=error))
-
-
-def _sqlstate(error: BaseException | None) -> str | None:
-    return getattr(error, "sqlstate", None)
+    with_begin_recipe.add(engine)

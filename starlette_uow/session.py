@@ -21,9 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from starlette_uow.engine import TransactionState, unwatch, watch
 from starlette_uow.errors import SessionClassError, SessionDeadlockError
 from starlette_uow.gate import Chain, Gate, Hold
+from starlette_uow.guard import TransactionState, unwatch, watch
 from starlette_uow.stream import Streams, enter_in_greenlet
 
 _no_autoflush: ContextVar[tuple[Session, ...]] = ContextVar("no_autoflush", default=())

@@ -39,7 +39,7 @@ from starlette_uow.context import (
     open_units,
     without,
 )
-from starlette_uow.engine import READ_ONLY, guard
+from starlette_uow.engine import READ_ONLY
 from starlette_uow.errors import (
     BlockContextError,
     ConfigurationError,
@@ -49,6 +49,7 @@ from starlette_uow.errors import (
     UnitOpenError,
     WrongThreadError,
 )
+from starlette_uow.guard import guard
 from starlette_uow.policy import Doom, Outcome
 from starlette_uow.session import UnitSession, unit_session_class
 from starlette_uow.tasks import UnitTasks, check_limit

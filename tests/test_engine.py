@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from starlette_uow import NotAsyncError, UnitOfWork, create_engine
-from starlette_uow.engine import guard
+from starlette_uow.guard import guard
 from tests.databases import Database, create_tables
 from tests.models import Item, Part
 

@@ -18,6 +18,7 @@ ORDER = [
     "policy",
     "gate",
     "shield",
+    "guard",
     "engine",
     "stream",
     "session",
