@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-oldest check format clean
+.PHONY: help demo test test-oldest check format bench clean
 
 help:
 	@echo "make demo     start the demo shop (ARGS=--fresh starts over)"
 	@echo "make test     run the tests on PostgreSQL and SQLite"
 	@echo "make check    lint, format and types"
 	@echo "make format   format the code"
+	@echo "make bench    compare with code written by hand and with the alternatives"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.12')"
@@ -52,5 +53,15 @@ $(VENV)-oldest/tests: pyproject.toml constraints-oldest.txt
 test-oldest: $(VENV)-oldest/tests
 	$(VENV)-oldest/bin/python -m pytest -n 3 $(ARGS)
 
+# The alternatives are installed for the comparison only.
+$(VENV)-peers/installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --requirement benchmarks/peers.txt
+	touch $@
+
+bench: $(VENV)-peers/installed
+	@$(VENV)-peers/bin/python -m benchmarks.compare $(ARGS)
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-peers build dist
