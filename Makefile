@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-oldest check format bench clean
+.PHONY: help demo test test-oldest check format docs bench clean
 
 help:
 	@echo "make demo     start the demo shop (ARGS=--fresh starts over)"
 	@echo "make test     run the tests on PostgreSQL and SQLite"
 	@echo "make check    lint, format and types"
 	@echo "make format   format the code"
+	@echo "make docs     build the documentation into build/site"
 	@echo "make bench    compare with code written by hand and with the alternatives"
 
 $(VENV)/bin/python:
@@ -53,11 +54,18 @@ $(VENV)-oldest/tests: pyproject.toml constraints-oldest.txt
 test-oldest: $(VENV)-oldest/tests
 	$(VENV)-oldest/bin/python -m pytest -n 3 $(ARGS)
 
+$(VENV)/docs: $(VENV)/tests
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # The alternatives are installed for the comparison only.
-$(VENV)-peers/installed: pyproject.toml constraints.txt benchmarks/peers.txt
+$(VENV)-peers/installed: pyproject.toml benchmarks/peers.txt
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --requirement benchmarks/peers.txt
+	$(VENV)-peers/bin/python -m pip install --quiet --editable ".[demo]" --requirement benchmarks/peers.txt
 	touch $@
 
 bench: $(VENV)-peers/installed

@@ -37,7 +37,8 @@ class Admin(sqla.Admin):
             `async_sessionmaker` or `AsyncEngine` is accepted for an admin that stands alone. The
             sessions need `expire_on_commit=False`, because views read an object's key after its
             commit.
-        *args, **kwargs: all other arguments of `starlette_admin.contrib.sqla.Admin`.
+        *args: all other arguments of `starlette_admin.contrib.sqla.Admin`.
+        **kwargs: the same.
 
     Raises:
         ConfigurationError: the sessions expire their objects on commit.
