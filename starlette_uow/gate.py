@@ -204,6 +204,7 @@ class Gate:
             hold.end()
         self._holds.clear()
         self.when_free = None
+        self._forget_ended()
 
     @property
     def is_closed(self) -> bool:
@@ -249,7 +250,7 @@ class Gate:
             for ended in (hold,) if alone else (hold, *inner):
                 ended.end()
                 self._holds.remove(ended)
-            _chain.set(tuple(h for h in _chain.get() if h.task is not None))
+            self._forget_ended()
             self._moves += 1
             self._give()
 
@@ -263,6 +264,11 @@ class Gate:
         return top is None or top in chain
 
     # --- private ---------------------------------------------------------------------------
+
+    @staticmethod
+    def _forget_ended() -> None:
+        """Leave no hold in the caller's context that is over."""
+        _chain.set(tuple(h for h in _chain.get() if h.task is not None))
 
     def _top(self) -> Hold | None:
         """The innermost hold. One whose task is done is nobody's."""

@@ -290,9 +290,9 @@ class Unit:
         if session is not None:
             # Empty, unless a stray task began a transaction after the last end.
             terminate(session.transaction_state.connections)
-            session.gate.close(self.ended)
             if self._reserved is not None:
                 self._reserved.end()
+            session.gate.close(self.ended)
             session.expunge_all()
         self._closed(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import weakref
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from starlette_uow import (
     CommitOutcomeUnknownError,
@@ -520,3 +522,21 @@ async def test_cancelled_request_gives_its_connection_back(
             pass  # the server may need a moment to see that its client is gone
         async with uow:
             await uow.session.execute(text("delete from items"))
+
+
+async def test_request_leaves_its_context_as_it_was(uow: UnitOfWork, database: Database) -> None:
+    """A server may serve the next request of a connection in it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async with uow.savepoint():
+            uow.session.add(Item(name="a"))
+        await PlainTextResponse("answer", 201)(scope, receive, send)
+
+    exchange = Exchange(UnitOfWorkMiddleware(app, uow=uow), database.observer)
+    context = contextvars.copy_context()
+    await asyncio.create_task(exchange.run(), context=context)
+
+    variables = {variable.name: value for variable, value in context.items()}
+    assert exchange.status == 201
+    assert variables["starlette_uow"] is None
+    assert variables["starlette_uow_holds"] == ()
