@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
@@ -20,7 +22,7 @@ from starlette_uow.errors import (
     WebSocketUnitError,
     paths_error,
 )
-from starlette_uow.policy import CommitRule, wants_commit
+from starlette_uow.policy import CommitRule, Outcome, wants_commit
 from starlette_uow.unit import Unit
 from starlette_uow.uow import UnitOfWork
 
@@ -70,7 +72,7 @@ class UnitOfWorkMiddleware:
         `lifespan.shutdown.complete` pass.
 
     A cancellation never interrupts the end of a transaction, and never undoes a commit that was
-    decided.
+    decided: the answer begins all the same, so that no server or time limit makes an error of it.
 
     In a mounted app, the middleware of the same unit of work joins the request's unit.
 
@@ -276,6 +278,13 @@ class _Http(_Responder):
         except Exception as error:
             self.refused = error
             raise _RefusedError from error
+        except asyncio.CancelledError:
+            # A server or time limit that would make an error of this has to see that the answer
+            # to what was committed has begun: it can only break it off.
+            if self.commit and self.unit.outcome is Outcome.COMMITTED:
+                with suppress(Exception):  # the cancellation goes on, whatever the server says
+                    await self.pass_held()
+            raise
 
     async def pass_held(self) -> None:
         held, self.held = self.held, []
@@ -320,12 +329,24 @@ class _WebSocket(_Responder):
         kind = message["type"]
         if self.unit.ended is None:
             if kind == "websocket.accept":
-                await self.end_handshake(commit=True)
+                await self.accept(message)
+                return
             elif kind == "websocket.close":
                 await self.end_handshake(commit=False)
             elif kind == "websocket.http.response.start":
                 status = message["status"]
                 await self.end_handshake(wants_commit(status, self.scope, self.commit_when))
+        await self.send(message)
+
+    async def accept(self, message: Message) -> None:
+        try:
+            await self.end_handshake(commit=True)
+        except asyncio.CancelledError:
+            # As for an answer.
+            if self.unit.outcome is Outcome.COMMITTED:
+                with suppress(Exception):
+                    await self.send(message)
+            raise
         await self.send(message)
 
     async def end_handshake(self, commit: bool) -> None:

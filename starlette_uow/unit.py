@@ -62,7 +62,7 @@ class Unit:
     Attributes:
         name: what it serves, for messages.
         options: execution options of its transactions.
-        outcome: of the last transaction that ended; None before.
+        outcome: of the last transaction that ended; None before, and while one is being ended.
         repositories: built so far, by their descriptor.
         ended: why it cannot be used any more; None while it is open.
     """
@@ -313,7 +313,7 @@ class Unit:
         return error
 
     async def _end(self, session: UnitSession, *, commit: bool) -> BaseException | None:
-        expired = False
+        expired, self.outcome = False, None
 
         def expire() -> None:
             nonlocal expired
@@ -431,10 +431,11 @@ class Unit:
             worked = True
         except Exception:
             _log.exception("%s: the callback %r failed.", self.name, callback)
-        outcome, had_work = self.outcome, self.has_work
-        error = await self._settle(commit=worked)
-        if not had_work:
-            self.outcome = outcome  # that of the unit, which a mere callback does not change
+        outcome = self.outcome
+        try:
+            error = await self._settle(commit=worked)
+        finally:
+            self.outcome = outcome  # that of the unit, which a callback does not change
         if error is not None:
             _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
 

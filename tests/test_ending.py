@@ -136,16 +136,24 @@ async def test_refused_commit_in_a_cancelled_anyio_scope_is_told(
             scope.cancel()
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["there", "lost"])
 async def test_client_that_leaves_during_the_commit(
-    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit, lost: bool
 ) -> None:
-    """The commit was decided, so it stays; the connection comes back."""
+    """The commit was decided, so it stays, and the connection comes back. The answer begins, so
+    that the server, which would answer 500, can only break it off.
+    """
 
-    async def app(scope: object, receive: object, send: object) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         uow.session.add(Item(name="a"))
-        await PlainTextResponse("answer", 201)(scope, receive, send)  # type: ignore[arg-type]
+        await PlainTextResponse("answer", 201)(scope, receive, send)
+
+    def fail(message: Message) -> None:
+        raise OSError("the client is gone")
 
     exchange = Exchange(UnitOfWorkMiddleware(app, uow=uow), database.observer)
+    if lost:
+        exchange.on_message = fail
     task = asyncio.create_task(exchange.run())
     await slow_commit.reached()
     task.cancel()
@@ -153,7 +161,62 @@ async def test_client_that_leaves_during_the_commit(
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert exchange.events == []
+    assert exchange.events == [("start", 201, ["a"])]
+
+
+async def test_client_that_leaves_during_an_on_commit_callback(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """What the callback wrote is rolled back, which says nothing of the commit before it."""
+    started = asyncio.Event()
+
+    async def callback() -> None:
+        uow.session.add(Item(name="callback"))
+        await uow.session.flush()
+        started.set()
+        await asyncio.Event().wait()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        uow.on_commit(callback)
+        uow.session.add(Item(name="a"))
+        await PlainTextResponse("answer", 201)(scope, receive, send)
+
+    exchange = Exchange(UnitOfWorkMiddleware(app, uow=uow), database.observer)
+    task = asyncio.create_task(exchange.run())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert exchange.events == [("start", 201, ["a"])]
+    assert await database.observer.names() == ["a"]
+
+
+async def test_websocket_that_is_cancelled_during_the_commit(
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+) -> None:
+    """It is accepted, so that the server makes no error of it."""
+    sent: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        uow.session.add(Item(name="a"))
+        await send({"type": "websocket.accept"})
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "websocket", "path": "/"}
+    task = asyncio.ensure_future(UnitOfWorkMiddleware(app, uow=uow)(scope, receive, send))
+    await slow_commit.reached()
+    task.cancel()
+    await slow_commit.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert sent == ["websocket.accept"]
     assert await database.observer.names() == ["a"]
 
 
