@@ -65,6 +65,8 @@ def _roll_back(session: UnitSession) -> BaseException | None:
     is returned.
     """
     connections = session.transaction_state.connections
+    if not session.is_active:
+        _discard_changes(session)
     try:
         session.rollback()
     except BaseException as error:
@@ -77,3 +79,13 @@ def _roll_back(session: UnitSession) -> BaseException | None:
             "A rollback failed; its connection was reset or discarded by the pool.", exc_info=error
         )
     return None
+
+
+def _discard_changes(session: UnitSession) -> None:
+    """Forget what other tasks added or changed after a flush had failed. SQLAlchemy discards it,
+    too, with a warning that is meant for them, and would be heard by nobody but the server.
+    """
+    for instance in (*session.new, *session.deleted):
+        session.expunge(instance)
+    for instance in session.dirty:
+        session.expire(instance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -198,6 +199,34 @@ async def test_commit_after_a_cancelled_statement_says_why_it_cannot(
             uow.session.add(Item(name="lost"))
 
     assert await database.observer.names() == []
+
+
+async def test_changes_beside_a_cancelled_flush_go_without_a_warning(
+    uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a unit that is rolled back: SQLAlchemy's warning would be about other tasks' doings."""
+
+    async def flush() -> None:
+        uow.session.add(Item(name="flushed"))
+        await uow.session.flush()
+
+    with caplog.at_level(logging.WARNING, "starlette_uow"), pytest.raises(Boom):
+        async with uow:
+            kept, deleted = Item(name="kept"), Item(name="deleted")
+            uow.session.add_all([kept, deleted])
+            await uow.checkpoint()
+            await uow.session.execute(select(Item))
+            await uow.session.delete(deleted)
+            flushed = asyncio.ensure_future(cancelled_at_wait(flush(), 1))
+            await step()
+            uow.session.add(Item(name="added"))
+            await asyncio.wait({flushed})
+            kept.name = "changed"
+            raise Boom
+
+    assert flushed.cancelled()
+    assert caplog.messages == []
+    assert await database.observer.names() == ["deleted", "kept"]
 
 
 async def test_savepoint_in_a_cancelled_anyio_scope_is_ended(
