@@ -1,19 +1,41 @@
-"""starlette-admin in the request's unit of work. The only file that imports starlette_admin."""
+"""starlette-admin in the request's unit of work. With `admin_views`, the only file that imports
+starlette_admin.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeAlias, cast
 
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette_admin.base import BaseAdmin
 from starlette_admin.contrib import sqla
 from starlette_admin.contrib.sqla.middleware import DBSessionMiddleware
+from starlette_admin.plugins import BasePlugin
+from starlette_admin.views import DefaultIndexView
 
+from starlette_uow.admin_views import UnitAdmin, UnitIndexView, UnitView
+from starlette_uow.context import current_unit
 from starlette_uow.errors import ConfigurationError
 from starlette_uow.middleware import UnitOfWorkMiddleware
+from starlette_uow.policy import Doom, Outcome
 from starlette_uow.uow import UnitOfWork
+
+P = ParamSpec("P")
+
+Units: TypeAlias = UnitOfWork | async_sessionmaker[Any] | AsyncEngine
+
+
+def _takes_units(
+    stock: Callable[Concatenate[Any, Any, P], None],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Admin, Units, P], None]]:
+    """Show type checkers the other parameters of the stock method."""
+    return lambda method: method
 
 
 class Admin(sqla.Admin):
@@ -44,29 +66,88 @@ class Admin(sqla.Admin):
         ConfigurationError: the sessions expire their objects on commit.
     """
 
+    @_takes_units(sqla.Admin.__init__)
     def __init__(
         self,
-        session_provider: UnitOfWork | async_sessionmaker[Any] | AsyncEngine,
+        session_provider: Units,
         *args: Any,
         **kwargs: Any,
     ) -> None:
         given = session_provider
         self.uow = given if isinstance(given, UnitOfWork) else UnitOfWork(given)
-        if self.uow.expires_on_commit:
-            raise ConfigurationError(
-                f"The admin reads objects after their commit, and the sessions of {self.uow!r} "
-                f"expire them. Pass `async_sessionmaker(engine, expire_on_commit=False)`."
-            )
+        _check(self.uow)
         super().__init__(self.uow.sessions, *args, **kwargs)
-        ours = Middleware(AdminUnitMiddleware, uow=self.uow)
-        self.middlewares = [
-            ours if _is_stock(middleware) else middleware for middleware in self.middlewares
-        ]
+
+    def mount_to(self, app: Starlette) -> None:
+        super().mount_to(app)
+        _work_in_units(self, self.uow)
+
+
+class UnitOfWorkPlugin(BasePlugin):
+    """Lets an admin of a class of your own work as `Admin` does.
+
+    Its session middleware is replaced, so the engine or sessionmaker it was given is not used.
+
+    Args:
+        uow: the `UnitOfWork` whose units the views work in.
+
+    Raises:
+        ConfigurationError: the sessions expire their objects on commit.
+
+    Example:
+        admin = MyAdmin(engine, plugins=[UnitOfWorkPlugin(uow)])
+    """
+
+    name = "unit-of-work"
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        _check(uow)
+        self.uow = uow
+
+    def on_mount(self, admin: BaseAdmin) -> None:
+        _work_in_units(admin, self.uow)
+
+
+def _check(uow: UnitOfWork) -> None:
+    if uow.expires_on_commit:
+        raise ConfigurationError(
+            f"The admin reads objects after their commit, and the sessions of {uow!r} expire "
+            f"them. Pass `async_sessionmaker(engine, expire_on_commit=False)`."
+        )
+
+
+def _work_in_units(admin: BaseAdmin, uow: UnitOfWork) -> None:
+    """Change a mounted admin, whose views are complete and whose app has not been called yet."""
+    stack = admin.app.user_middleware
+    stock = [middleware for middleware in stack if _is_stock(middleware)]
+    if len(stock) != 1:
+        raise ConfigurationError(
+            f"{admin!r} has {len(stock)} session middlewares of starlette-admin, and needs one "
+            f"to be replaced. Give it one UnitOfWorkPlugin, and none to starlette_uow's Admin."
+        )
+    stack[stack.index(stock[0])] = Middleware(AdminUnitMiddleware, uow=uow)
+    _prepend(UnitAdmin, admin, uow)
+    for error in (IntegrityError, DataError, StaleDataError):
+        admin.app.exception_handlers.setdefault(error, cast(UnitAdmin, admin).answer_refusal)
+    if isinstance(admin.index_view, DefaultIndexView):
+        _prepend(UnitIndexView, admin.index_view, uow)
+    for view in admin._model_views:
+        for each in (view, *view._inline_instances):
+            if isinstance(each, sqla.ModelView):
+                _prepend(UnitView, each, uow)
+
+
+def _prepend(mixin: type, instance: Any, uow: UnitOfWork) -> None:
+    """Let the methods of a class come before those of the instance's own."""
+    cls = type(instance)
+    if not issubclass(cls, mixin):
+        members = {"__doc__": cls.__doc__, "__module__": cls.__module__, "_uow": uow}
+        instance.__class__ = type(cls.__name__, (mixin, cls), members)
 
 
 def _is_stock(middleware: Middleware) -> bool:
     cls: object = middleware.cls
-    return cls is DBSessionMiddleware
+    return isinstance(cls, type) and issubclass(cls, DBSessionMiddleware)
 
 
 class AdminUnitMiddleware(UnitOfWorkMiddleware):
@@ -92,4 +173,8 @@ class _CommitCallbacks(list[Callable[[], Any]]):
         self._uow = uow
 
     def append(self, callback: Callable[[], Any], /) -> None:
+        unit = current_unit(self._uow)
+        if unit.outcome is Outcome.ROLLED_BACK and not unit.has_work:
+            # What the callback waits for, and the answer will tell of, is gone.
+            unit.doom(Doom("a hook of the admin has rolled back the session"))
         self._uow.on_commit(callback)

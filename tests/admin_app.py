@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 from jinja2 import FileSystemBytecodeCache
@@ -18,16 +18,23 @@ from starlette.responses import Response, StreamingResponse
 from starlette_admin import action, row_action
 from starlette_admin.actions import ActionSelection
 from starlette_admin.auth import AdminUser, AuthProvider
+from starlette_admin.base import BaseAdmin
+from starlette_admin.contrib import sqla
 from starlette_admin.contrib.sqla import InlineModelView, ModelView
 from starlette_admin.exceptions import ActionFailed, FormValidationError
 from starlette_admin.fields import IntegerField
-from starlette_admin.importers import ImportContext, ImportResult
+from starlette_admin.views import BaseView
 
 from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, current_session
-from starlette_uow.admin import Admin
+from starlette_uow.admin import Admin, UnitOfWorkPlugin
 from tests.models import Item, Part
 
+AnAdmin = TypeVar("AnAdmin", bound=BaseAdmin)
+
 TEMPLATES = FileSystemBytecodeCache()
+KINDS = ["app-has-unit", "plugin"]
+"""Our `Admin`, joining the units of its app, and a stock one with our plugin, standing alone."""
+
 CSRF_COOKIE = "starlette_admin_csrftoken"
 FLASH_COOKIE = "starlette_admin_flash"
 
@@ -72,12 +79,6 @@ class ItemView(ModelView):
             session_of(request).add(Item(name="written before the validation failed"))
             await session_of(request).flush()
             raise FormValidationError({"name": "This name is taken."})
-
-    async def after_import(
-        self, request: Request, ctx: ImportContext, result: ImportResult
-    ) -> None:
-        """Close the upload, which starlette-admin leaves to the garbage collector."""
-        await request.close()
 
     @action(name="mark", text="Mark")
     async def mark(self, request: Request, selection: ActionSelection) -> None:
@@ -131,7 +132,7 @@ class Site:
     """An app, its admin, and a client that has the admin's CSRF token."""
 
     app: Starlette
-    admin: Admin
+    admin: BaseAdmin
     client: httpx.AsyncClient
 
     async def get(self, path: str, **kwargs: Any) -> httpx.Response:
@@ -145,15 +146,34 @@ class Site:
         return FLASH_COOKIE in self.client.cookies
 
 
-def new_admin(uow: Any, **kwargs: Any) -> Admin:
-    admin = Admin(uow, secret_key="secret", **kwargs)
+def new_admin(uow: Any, *views: BaseView, **kwargs: Any) -> Admin:
+    return _prepare(Admin(uow, secret_key="secret", **kwargs), *views)
+
+
+def stock_admin(uow: UnitOfWork, *views: BaseView) -> sqla.Admin:
+    """An admin of a class that is not ours."""
+    plugins = [UnitOfWorkPlugin(uow)]
+    return _prepare(sqla.Admin(uow.sessions, secret_key="secret", plugins=plugins), *views)
+
+
+def _prepare(admin: AnAdmin, *views: BaseView) -> AnAdmin:
     admin.templates.env.bytecode_cache = TEMPLATES  # compiled once for all tests
-    for view in (ItemView(Item), PartView(Part), StrayPartView(Part)):
+    for view in (ItemView(Item), PartView(Part), StrayPartView(Part), *views):
         admin.add_view(view)
     return admin
 
 
-def new_app(*admins: Admin, uow: UnitOfWork | None = None, **kwargs: Any) -> Starlette:
+@asynccontextmanager
+async def open_site(uow: UnitOfWork, kind: str, *views: BaseView) -> AsyncIterator[Site]:
+    """An admin with the items 1 and 2."""
+    await add_items(uow, "a", "b")
+    admin = stock_admin(uow, *views) if kind == "plugin" else new_admin(uow, *views)
+    app = new_app(admin, uow=uow if kind == "app-has-unit" else None)
+    async with open_client(app) as client:
+        yield Site(app, admin, client)
+
+
+def new_app(*admins: BaseAdmin, uow: UnitOfWork | None = None, **kwargs: Any) -> Starlette:
     """An app with admins, and with units of work of its own if `uow` is given."""
     middleware = [] if uow is None else [Middleware(UnitOfWorkMiddleware, uow=uow)]
     app = Starlette(middleware=middleware, **kwargs)
