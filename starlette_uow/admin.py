@@ -4,7 +4,7 @@ starlette_admin.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeAlias, cast
 
 from sqlalchemy.exc import DataError, IntegrityError
@@ -12,6 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette_admin.base import BaseAdmin
 from starlette_admin.contrib import sqla
@@ -19,6 +22,7 @@ from starlette_admin.contrib.sqla.middleware import DBSessionMiddleware
 from starlette_admin.plugins import BasePlugin
 from starlette_admin.views import DefaultIndexView
 
+import starlette_uow.admin_files  # noqa: F401 - it listens
 from starlette_uow.admin_views import UnitAdmin, UnitIndexView, UnitView
 from starlette_uow.context import current_unit
 from starlette_uow.errors import ConfigurationError
@@ -28,6 +32,7 @@ from starlette_uow.uow import UnitOfWork
 
 P = ParamSpec("P")
 
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 Units: TypeAlias = UnitOfWork | async_sessionmaker[Any] | AsyncEngine
 
 
@@ -129,6 +134,9 @@ def _work_in_units(admin: BaseAdmin, uow: UnitOfWork) -> None:
     _prepend(UnitAdmin, admin, uow)
     for error in (IntegrityError, DataError, StaleDataError):
         admin.app.exception_handlers.setdefault(error, cast(UnitAdmin, admin).answer_refusal)
+    for route in admin.app.routes:
+        if isinstance(route, Route) and route.name == "import":
+            route.app = request_response(_closing_uploads(route.endpoint))
     if isinstance(admin.index_view, DefaultIndexView):
         _prepend(UnitIndexView, admin.index_view, uow)
     for view in admin._model_views:
@@ -143,6 +151,18 @@ def _prepend(mixin: type, instance: Any, uow: UnitOfWork) -> None:
     if not issubclass(cls, mixin):
         members = {"__doc__": cls.__doc__, "__module__": cls.__module__, "_uow": uow}
         instance.__class__ = type(cls.__name__, (mixin, cls), members)
+
+
+def _closing_uploads(endpoint: Endpoint) -> Endpoint:
+    """Close the file of an import, which starlette-admin leaves to the garbage collector."""
+
+    async def closing_uploads(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        finally:
+            await request.close()
+
+    return closing_uploads
 
 
 def _is_stock(middleware: Middleware) -> bool:

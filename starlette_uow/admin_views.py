@@ -24,7 +24,6 @@ from starlette_admin.base import BaseAdmin
 from starlette_admin.contrib import sqla
 from starlette_admin.exceptions import ActionFailed, FormValidationError
 from starlette_admin.flash import flash
-from starlette_admin.importers import BaseImporter, ImportContext, ImportResult
 from starlette_admin.storage import FileInfo, delete_stored_files
 from starlette_admin.views import BaseModelView, DefaultIndexView
 from starlette_admin.widgets import BaseWidget
@@ -122,12 +121,6 @@ class UnitView(sqla.ModelView):
     async def handle_row_action(self, request: Request, pk: Any, name: str) -> Response | None:
         async with _refusals_as_failure(request):
             return await super().handle_row_action(request, pk, name)
-
-    async def _emit_after_import(
-        self, request: Request, importer: BaseImporter, result: ImportResult, ctx: ImportContext
-    ) -> None:
-        await super()._emit_after_import(request, importer, result, ctx)
-        await request.close()  # the upload, which nobody else closes
 
     @asynccontextmanager
     async def _refusals_in_form(self, request: Request) -> AsyncGenerator[None]:

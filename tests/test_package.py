@@ -29,6 +29,7 @@ ORDER = [
     "tasks",
     "uow",
     "middleware",
+    "admin_files",
     "admin_views",
     "admin",
 ]
