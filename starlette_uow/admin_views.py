@@ -213,7 +213,8 @@ async def _check_deferred(session: AsyncSession, model: Any) -> None:
     """Raise now what COMMIT would refuse, as long as the form can still say so (PostgreSQL)."""
     if session.get_bind(model).dialect.name == "postgresql":
         async with session.begin_nested() as savepoint:
-            await session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+            check = text("SET CONSTRAINTS ALL IMMEDIATE")
+            await session.execute(check, bind_arguments={"mapper": model})
             await savepoint.rollback()  # deferred again
 
 

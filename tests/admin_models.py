@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, String
+from sqlalchemy import JSON, ForeignKey, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -32,3 +32,34 @@ class Seat(Base):
     row: Mapped[str] = mapped_column(String(1), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     guest: Mapped[str] = mapped_column(String(50))
+
+
+class Account(Base):
+    """Who may log in."""
+
+    __tablename__ = "accounts"
+
+    name: Mapped[str] = mapped_column(String(50), primary_key=True)
+    failures: Mapped[int] = mapped_column(default=0)
+    logins: Mapped[int] = mapped_column(default=0)
+
+
+class Ticket(Base):
+    """A login, until it is revoked. Its account is looked for at COMMIT."""
+
+    __tablename__ = "tickets"
+
+    token: Mapped[str] = mapped_column(String(50), primary_key=True)
+    name: Mapped[str] = mapped_column(
+        ForeignKey("accounts.name", deferrable=True, initially="DEFERRED")
+    )
+
+
+class Audit(Base):
+    """What was done to a document."""
+
+    __tablename__ = "audits"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    document_id: Mapped[int]
+    title: Mapped[str] = mapped_column(String(50))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from libcloud.storage.drivers.local import LocalStorageDriver
 from sqlalchemy import Column, Integer, MetaData, String, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy_file import FileField as FileColumn
 from sqlalchemy_file.storage import StorageManager
@@ -45,7 +45,7 @@ from tests.admin_app import (
 )
 from tests.admin_models import Base, Document, Seat
 from tests.databases import Database
-from tests.models import Item
+from tests.models import Item, Part
 
 EVENTS = {
     AdminEvent.BEFORE_CREATE: ("/item/create", item("c")),
@@ -384,6 +384,22 @@ async def test_two_admins_with_databases_of_their_own_are_two_units(
     assert response.status_code == 303
     assert seen == [True, False]
     assert await database.observer.names() == ["two"]
+
+
+async def test_admin_of_several_databases_writes_each_view_to_its_own(
+    engine: AsyncEngine, database: Database
+) -> None:
+    """The session has no bind of its own, but one for each model."""
+    uow = UnitOfWork(async_sessionmaker(binds={Item: engine, Part: engine}, expire_on_commit=False))
+    async with open_site(uow, "app-has-unit") as site:
+        responses = [
+            await site.post("/item/create", **item("c")),
+            await site.post("/part/create", data={"item": "1"}),
+            await site.post("/item/create", **item("c")),
+        ]
+
+    assert [response.status_code for response in responses] == [303, 303, 422]
+    assert await database.observer.names() == ["a", "b", "c"]
 
 
 async def test_plugin_replaces_one_middleware_and_leaves_the_others(uow: UnitOfWork) -> None:
