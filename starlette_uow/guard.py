@@ -8,7 +8,8 @@
   transaction is still alive: PostgreSQL answers the COMMIT of an aborted one with ROLLBACK and
   raises nothing (https://www.postgresql.org/docs/current/sql-commit.html);
 - the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome;
-- an SQLite connection that is discarded is closed completely, whatever is cancelled meanwhile.
+- a connection that is discarded is closed completely, whatever is cancelled meanwhile, and its
+  statement is stopped on the server.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import event
@@ -36,6 +38,9 @@ IN_FAILED_SQL_TRANSACTION = "25P02"
 
 CLOSE_TIMEOUT = 30.0
 """Seconds for an SQLite connection to finish its last statement and close."""
+
+STOP_TIMEOUT = 5.0
+"""Seconds for PostgreSQL to stop the last statement of a connection, and for that to close."""
 
 _log = logging.getLogger("starlette_uow")
 _guarded: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -82,6 +87,8 @@ def guard(engine: AsyncEngine | Engine) -> None:
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
     event.listen(sync_engine, "commit", _before_commit)
+    if sync_engine.dialect.driver == "asyncpg":
+        event.listen(sync_engine, "invalidate", _close_asyncpg)
     if sync_engine.dialect.name != "sqlite":
         return
     event.listen(sync_engine, "invalidate", _close_sqlite)
@@ -131,31 +138,53 @@ def _discard_open_transaction(
         record.invalidate()
 
 
+def _close_asyncpg(
+    dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
+) -> None:
+    """Its close() asks the server to stop the statement, and waits until it has: else that would
+    go on for nobody, beside what the connection does that takes its place in the pool.
+    """
+    driver = dbapi_connection.driver_connection
+    if not driver.is_closed():
+        _close_completely(driver, driver.close, driver.terminate, timeout=STOP_TIMEOUT)
+
+
 def _close_sqlite(
     dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
 ) -> None:
-    """aiosqlite leaves the file locked if its close() is cancelled, which anyio does at every
-    await of a cancelled scope; SQLite does while a cursor of a closed connection is alive, in a
-    traceback, say (https://www.sqlite.org/c3ref/close.html, "zombie"). Rolled back and closed
-    here first, SQLAlchemy finds nothing left to do.
+    """aiosqlite leaves the file locked if its close() is cancelled. SQLite does while a cursor of a
+    closed connection is alive, in a traceback, say (https://www.sqlite.org/c3ref/close.html,
+    "zombie"): so it is rolled back first.
+    """
+    driver = dbapi_connection.driver_connection
+
+    async def close() -> None:
+        try:
+            await driver.rollback()
+        finally:
+            await driver.close()
+
+    _close_completely(driver, close, driver.stop, timeout=CLOSE_TIMEOUT)
+
+
+def _close_completely(
+    driver: Any,
+    close: Callable[[], Coroutine[Any, Any, None]],
+    terminate: Callable[[], None],
+    *,
+    timeout: float,
+) -> None:
+    """Close what is discarded, whatever is cancelled meanwhile: anyio cancels every await of a
+    cancelled scope. SQLAlchemy then finds nothing left to do.
     """
     if not in_greenlet():
-        return  # SQLAlchemy then stops the connection's thread without waiting
-    driver = dbapi_connection.driver_connection
+        return  # SQLAlchemy then drops the connection without waiting
     try:
-        work = _roll_back_and_close(driver)
-        await_only(to_completion(work, timeout=CLOSE_TIMEOUT, terminate=driver.stop))
+        await_only(to_completion(close(), timeout=timeout, terminate=terminate))
     except asyncio.CancelledError:
         pass  # the cancellation that made the connection invalid is on its way already
     except Exception:
-        _log.warning("An SQLite connection could not be closed: %r", driver, exc_info=True)
-
-
-async def _roll_back_and_close(driver: Any) -> None:
-    try:
-        await driver.rollback()
-    finally:
-        await driver.close()
+        _log.warning("A connection could not be closed: %r", driver, exc_info=True)
 
 
 def _note_error(context: ExceptionContext) -> None:
