@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,28 +47,21 @@ class Message:
     Attributes:
         kind: its letter; "startup" and "cancel" are the two that have none.
         data: all its bytes.
+        text: the SQL of a Query, Parse or Bind, the tag of a CommandComplete.
     """
 
     sender: Sender
     kind: str
     data: bytes
+    text: str = ""
 
-    @property
-    def text(self) -> str:
-        """The SQL of a Query or Parse, the tag of a CommandComplete."""
-        if (self.sender, self.kind) not in _TEXTS:
-            return ""
-        return self.data[5:].split(b"\0")[_TEXTS[self.sender, self.kind]].decode()
-
-
-_TEXTS = {(Sender.FRONTEND, "Q"): 0, (Sender.FRONTEND, "P"): 1, (Sender.BACKEND, "C"): 0}
-"""Which of the strings in the message is meant."""
 
 Match = Callable[[Message], bool]
+Action = Callable[[], Awaitable[object]]
 
 
 def sends(sql: str) -> Match:
-    """A statement that begins so, on its way to the server."""
+    """A statement that begins so, on its way to the server: parsed, or prepared and bound."""
     return lambda m: m.sender is Sender.FRONTEND and m.text.upper().startswith(sql.upper())
 
 
@@ -81,6 +75,12 @@ def connects(message: Message) -> bool:
     return message.kind == "startup"
 
 
+def number(count: int) -> Match:
+    """The message that is the so-manyth from now on, whoever sends it."""
+    counter = itertools.count(1)
+    return lambda m: next(counter) == count
+
+
 class Trap:
     """A fault that waits for a message.
 
@@ -88,7 +88,7 @@ class Trap:
         sprung: set when it has happened as often as it should.
     """
 
-    def __init__(self, match: Match, fault: Fault, times: int) -> None:
+    def __init__(self, match: Match, fault: Fault | Action, times: int) -> None:
         self.match = match
         self.fault = fault
         self.times = times
@@ -113,6 +113,7 @@ class Proxy:
         self._traps: list[Trap] = []
         self._stalled: set[Sender] = set()
         self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
 
@@ -122,9 +123,9 @@ class Proxy:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.refuse()
-        links = list(self._links)
-        self.cut()
-        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+        for task in self._tasks:
+            _cancel_once(task)
+        await asyncio.gather(*self._tasks)
 
     @property
     def url(self) -> str:
@@ -139,8 +140,8 @@ class Proxy:
 
     # --- faults ----------------------------------------------------------------------------
 
-    def at(self, match: Match, fault: Fault, *, times: int = 1) -> Trap:
-        """Let the next messages that match meet a fault."""
+    def at(self, match: Match, fault: Fault | Action, *, times: int = 1) -> Trap:
+        """Let the next messages that match meet a fault, or wait until an action is done."""
         trap = Trap(match, fault, times)
         self._traps.append(trap)
         return trap
@@ -180,20 +181,27 @@ class Proxy:
     # --- private ---------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
-            server_reader, server_writer = await _connect(self._target)
-        except OSError:
+            server = await _connect(self._target)
+            link = _Link(self, task, (reader, writer), server)
+            self._links.add(link)
+            try:
+                link.stall(self._stalled)
+                await link.run()
+            finally:
+                self._links.discard(link)
+        except OSError:  # the server is away
             _reset(writer)
-            return
-        link = _Link(self, (reader, writer), (server_reader, server_writer))
-        link.stall(self._stalled)
-        self._links.add(link)
-        try:
-            await link.run()
+        except asyncio.CancelledError:
+            # By cut(), or at the end. asyncio's streams do not expect it of a handler.
+            _reset(writer)
         finally:
-            self._links.discard(link)
+            self._tasks.discard(task)
 
-    def spring(self, message: Message) -> Fault | None:
+    def spring(self, message: Message) -> Fault | Action | None:
         """The fault that was set for a message."""
         for trap in self._traps:
             if trap.match(message):
@@ -211,23 +219,20 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class _Link:
     """One connection through the proxy."""
 
-    def __init__(self, proxy: Proxy, client: Stream, server: Stream) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task = task
+    def __init__(
+        self, proxy: Proxy, task: asyncio.Task[None], client: Stream, server: Stream
+    ) -> None:
         self._proxy = proxy
+        self._task = task
         self._readers = {Sender.FRONTEND: client[0], Sender.BACKEND: server[0]}
         self._writers = {Sender.FRONTEND: server[1], Sender.BACKEND: client[1]}  # by who is heard
         self._flows = {sender: asyncio.Event() for sender in Sender}
-        self._prepared: dict[bytes, str] = {}
         self.flow()
 
     async def run(self) -> None:
         pumps = [asyncio.create_task(self._pump(sender)) for sender in Sender]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            pass  # by cut(), or by the end of the test
         finally:
             for pump in pumps:
                 pump.cancel()
@@ -246,7 +251,7 @@ class _Link:
     def cut(self) -> None:
         for writer in self._writers.values():
             _reset(writer)
-        self.task.cancel()
+        _cancel_once(self._task)
 
     async def _pump(self, sender: Sender) -> None:
         frames = _Frames(sender)
@@ -279,9 +284,13 @@ class _Link:
         fault = self._proxy.spring(message)
         if fault is Fault.STALL:
             self.stall(set(Sender))
+        elif fault is not None and not isinstance(fault, Fault):
+            await fault()
         await self._flows[message.sender].wait()
         if fault is Fault.CUT:
             self.cut()
+            return False
+        if writer.is_closing():
             return False
         half = len(message.data) // 2
         writer.write(message.data[:half] if fault is Fault.HALF else message.data)
@@ -293,14 +302,9 @@ class _Link:
         return False
 
     def _count(self, message: Message) -> None:
-        proxy = self._proxy
-        proxy.round_trips += message.kind in ("Q", "S", "H")
-        if message.kind == "Q":
-            proxy.statements.append(message.text)
-        elif message.kind == "P":
-            self._prepared[message.data[5:].split(b"\0")[0]] = message.text
-        elif message.kind == "B":
-            proxy.statements.append(self._prepared[message.data[5:].split(b"\0")[1]])
+        self._proxy.round_trips += message.kind in ("Q", "S", "H")
+        if message.kind in ("Q", "B"):
+            self._proxy.statements.append(message.text)
 
 
 class _Frames:
@@ -310,6 +314,7 @@ class _Frames:
         self._sender = sender
         self._typed = sender is Sender.BACKEND  # the frontend's first messages have no letter
         self._buffer = b""
+        self._prepared: dict[bytes, str] = {}
 
     def feed(self, chunk: bytes) -> list[Message]:
         self._buffer += chunk
@@ -325,7 +330,21 @@ class _Frames:
         if len(head) < 4 or len(self._buffer) < length:
             return None
         data, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Message(self._sender, chr(data[0]) if self._typed else self._first(data), data)
+        if not self._typed:
+            return Message(self._sender, self._first(data), data)
+        kind = chr(data[0])
+        return Message(self._sender, kind, data, self._text(kind, data[5:].split(b"\0")))
+
+    def _text(self, kind: str, strings: list[bytes]) -> str:
+        if self._sender is Sender.BACKEND:
+            return strings[0].decode() if kind == "C" else ""
+        if kind == "Q":
+            return strings[0].decode()
+        if kind == "P":  # the statement's name, and its SQL
+            self._prepared[strings[0]] = strings[1].decode()
+        if kind in ("P", "B"):  # Bind: the portal's name, and the statement's
+            return self._prepared[strings[kind == "B"]]
+        return ""
 
     def _first(self, data: bytes) -> str:
         code = int.from_bytes(data[4:8])
@@ -345,9 +364,16 @@ async def _connect(url: URL) -> Stream:
     return await asyncio.open_connection(host, port)
 
 
+def _cancel_once(task: asyncio.Task[None]) -> None:
+    if not task.cancelling():
+        task.cancel()
+
+
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Close without a goodbye: what is on its way is lost."""
+    if writer.is_closing():
+        return
     sock = writer.get_extra_info("socket")
-    if sock is not None and sock.family is not socket.AF_UNIX:
+    if sock.family is not socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     writer.transport.abort()

@@ -1,0 +1,219 @@
+"""What a faulty wire to PostgreSQL does to a unit of work, and what it cannot do.
+
+Here one request meets one fault. `tests/torture` has every message of every endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.models import Item, Part
+from tests.proxy import Fault, Match, answers, sends
+from tests.wire import (
+    Blow,
+    Witness,
+    late,
+    strike,
+    strike_everywhere,
+    tasks_since,
+    terminated,
+    violations,
+    witness,
+)
+
+
+@pytest.fixture
+async def seen(postgres_url: str) -> AsyncIterator[Witness]:
+    async with witness(postgres_url) as seen:
+        yield seen
+
+
+# --- the truth about one message -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "blow", "word", "is_written"),
+    [
+        (sends("BEGIN"), Fault.CUT, "failure", False),
+        (sends("BEGIN"), Fault.PASS_AND_CUT, "failure", False),
+        (answers("INSERT"), Fault.CUT, "failure", False),
+        (answers("INSERT"), Fault.HALF, "failure", False),
+        (answers("INSERT"), terminated, "failure", False),
+        (sends("COMMIT"), Fault.CUT, "unknown", False),
+        (sends("COMMIT"), Fault.HALF, "unknown", False),
+        (sends("COMMIT"), terminated, "unknown", False),
+        (sends("COMMIT"), Fault.PASS_AND_CUT, "unknown", True),
+        (answers("COMMIT"), Fault.CUT, "unknown", True),
+        (answers("COMMIT"), Fault.HALF, "unknown", True),
+        (answers("COMMIT"), terminated, "success", True),
+    ],
+)
+async def test_what_a_lost_connection_comes_to(
+    postgres_url: str, seen: Witness, where: Match, blow: Blow, word: str, is_written: bool
+) -> None:
+    """Before COMMIT is sent, nothing is written; afterwards nobody knows, and nobody says so."""
+    result = await strike(postgres_url, seen, "create", blow, where)
+
+    assert (result.told.word, bool(result.written)) == (word, is_written)
+    assert result.violations == []
+
+
+@pytest.mark.parametrize(
+    ("where", "word"), [(answers("INSERT"), "failure"), (answers("COMMIT"), "unknown")]
+)
+async def test_answer_that_comes_after_the_timeout_of_the_driver(
+    postgres_url: str, seen: Witness, where: Match, word: str
+) -> None:
+    """The connection is whole, and yet nobody knows what became of a COMMIT."""
+    result = await strike(postgres_url, seen, "create", late, where, timeout=0.3)
+
+    assert result.told.word == word
+    assert result.violations == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "blow", "step"),
+    [
+        ("create", Fault.CUT, 2),
+        ("create", Fault.PASS_AND_CUT, 3),
+        ("create", Fault.STALL, 5),
+        ("savepoints", Fault.CUT, 20),
+        ("stream", Fault.HALF, 30),
+        ("background", terminated, 10),
+        ("websocket", Fault.CUT, 6),
+    ],
+)
+async def test_fault_at_any_message(
+    postgres_url: str, seen: Witness, scenario: str, blow: Blow, step: int
+) -> None:
+    """The client is told the truth, nothing is left open, and the next request is fine."""
+    strikes = await strike_everywhere(postgres_url, seen, scenario, blow, step=step, width=4)
+
+    assert violations(strikes) == []
+    assert len(strikes) > 2
+
+
+# --- what the checks can see ---------------------------------------------------------------------
+
+kept: list[object] = []
+"""What a careless app forgets to give back."""
+
+ByHand = Callable[[AsyncEngine, str], Awaitable[int]]
+
+
+async def write_by_hand(session: AsyncSession, name: str) -> None:
+    item = await session.scalar(insert(Item).values(name=name).returning(Item.id))
+    await session.execute(insert(Part).values(item_id=item))
+
+
+async def commit_after_the_answer(engine: AsyncEngine, name: str) -> int:
+    async def commit() -> None:
+        async with AsyncSession(engine) as session:
+            await write_by_hand(session, name)
+            await session.commit()
+
+    after_answer.append(commit)
+    return 201
+
+
+async def believe_that_it_failed(engine: AsyncEngine, name: str) -> int:
+    try:
+        async with AsyncSession(engine) as session, session.begin():
+            await write_by_hand(session, name)
+    except Exception:
+        return 500
+    return 201
+
+
+async def commit_twice(engine: AsyncEngine, name: str) -> int:
+    try:
+        async with AsyncSession(engine) as session:
+            item = await session.scalar(insert(Item).values(name=name).returning(Item.id))
+            await session.commit()
+            await session.execute(insert(Part).values(item_id=item))
+            await session.commit()
+    except Exception:
+        return 504
+    return 201
+
+
+async def forget_the_session(engine: AsyncEngine, name: str) -> int:
+    session = AsyncSession(engine)
+    await write_by_hand(session, name)
+    if name.endswith("-unit"):
+        kept.append(session)
+        return 504
+    await session.commit()
+    await session.close()
+    return 201
+
+
+async def forget_a_task(engine: AsyncEngine, name: str) -> int:
+    kept.append(asyncio.create_task(asyncio.Event().wait()))
+    return await believe_that_it_failed(engine, name)
+
+
+after_answer: list[Callable[[], Awaitable[None]]] = []
+
+
+def by_hand(work: ByHand) -> Callable[[AsyncEngine, int], ASGIApp]:
+    def factory(engine: AsyncEngine, count: int) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            status = await work(engine, scope["path"].rpartition("/")[2])
+            await PlainTextResponse("", status)(scope, receive, send)
+            while after_answer:
+                await after_answer.pop()()
+
+        return app
+
+    return factory
+
+
+@pytest.mark.parametrize(
+    ("work", "where", "noticed"),
+    [
+        (commit_after_the_answer, sends("COMMIT"), ["success was told, and nothing is written"]),
+        (believe_that_it_failed, answers("COMMIT"), ["failure was told, and the unit is written"]),
+        (commit_twice, sends("INSERT INTO parts"), ["half of"]),
+        (forget_a_task, 99, ["tasks were left"]),
+        (
+            forget_the_session,
+            99,
+            [
+                "were not given back",
+                "left on the server: ['idle in tr",
+                "the next request was told",
+            ],
+        ),
+    ],
+)
+async def test_carelessness_is_noticed(
+    postgres_url: str,
+    seen: Witness,
+    monkeypatch: pytest.MonkeyPatch,
+    work: ByHand,
+    where: Match | int,
+    noticed: list[str],
+) -> None:
+    """The same checks, on what people write by hand."""
+    monkeypatch.setattr("tests.wire.PATIENCE", 0.3)
+    before = asyncio.all_tasks()
+
+    result = await strike(postgres_url, seen, "create", Fault.CUT, where, factory=by_hand(work))
+    result.violations += await tasks_since(before)
+
+    for violation in noticed:
+        assert violation in str(result.violations)
+    for thing in kept:
+        if isinstance(thing, AsyncSession):
+            await thing.invalidate()
+        elif isinstance(thing, asyncio.Task):
+            thing.cancel()
+    kept.clear()
