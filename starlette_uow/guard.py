@@ -126,6 +126,12 @@ def _in_transaction(driver_connection: Any) -> bool:
         return False
 
 
+def _is_closed(driver_connection: Any) -> bool:
+    """What asyncpg says; other drivers send a COMMIT to find out."""
+    is_closed = getattr(driver_connection, "is_closed", None)
+    return is_closed is not None and bool(is_closed())
+
+
 def _discard_open_transaction(
     dbapi_connection: DBAPIConnection | None, record: ConnectionPoolEntry
 ) -> None:
@@ -211,7 +217,10 @@ def _before_commit(connection: Connection) -> None:
         raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
     if state.error is not None:
         _check_alive(connection, state)
-    state.commit_sent = True
+    # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and what
+    # became of the transaction is no secret.
+    if not _is_closed(connection.connection.driver_connection):
+        state.commit_sent = True
 
 
 def _check_alive(connection: Connection, state: TransactionState) -> None:

@@ -6,19 +6,35 @@ Here one request meets one fault. `tests/torture` has every message of every end
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from starlette.responses import PlainTextResponse
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from starlette_uow import (
+    CommitOutcomeUnknownError,
+    UnitDoomedError,
+    UnitOfWork,
+    UnitOfWorkMiddleware,
+    create_engine,
+    current_session,
+)
 from tests.models import Item, Part
 from tests.proxy import Fault, Match, answers, sends
 from tests.wire import (
     Blow,
     Witness,
+    eventually,
     late,
     strike,
     strike_everywhere,
@@ -27,6 +43,7 @@ from tests.wire import (
     violations,
     witness,
 )
+from tests.wire_app import ask, create, say_unknown, write
 
 
 @pytest.fixture
@@ -217,3 +234,84 @@ async def test_carelessness_is_noticed(
         elif isinstance(thing, asyncio.Task):
             thing.cancel()
     kept.clear()
+
+
+# --- timeouts of the server ----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def app_with(
+    url: str, endpoint: Callable[[Request], Awaitable[Response]], **settings: str
+) -> AsyncIterator[ASGIApp]:
+    """An app on an engine with these settings, whose pool has to be whole at the end."""
+    connect_args = {"server_settings": {"application_name": APPLICATION, **settings}}
+    engine = create_engine(url, pool_size=1, max_overflow=0, connect_args=connect_args)
+    yield Starlette(
+        routes=[Route("/work", endpoint), Route("/create/{name}", create)],
+        middleware=[Middleware(UnitOfWorkMiddleware, uow=UnitOfWork(engine))],
+        exception_handlers={CommitOutcomeUnknownError: say_unknown},
+    )
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+
+
+APPLICATION = f"wire-{os.getpid()}"
+
+
+async def test_statement_timeout_in_the_middle_of_a_unit(postgres_url: str, seen: Witness) -> None:
+    """The error goes to the client, the unit is rolled back, and its connection stays in use."""
+
+    async def endpoint(request: Request) -> Response:
+        write("statement-timeout")
+        await current_session().execute(text("select pg_sleep(60)"))
+        raise AssertionError
+
+    async with app_with(postgres_url, endpoint, statement_timeout="500ms") as app:
+        told = await ask(app, "/work")
+        backends = await seen.fetch(PIDS, APPLICATION)
+        assert (await ask(app, "/create/statement-timeout-after")).word == "success"
+        assert await seen.fetch(PIDS, APPLICATION) == backends
+
+    assert told.word == "failure"
+    assert list(await seen.units("statement-timeout")) == ["statement-timeout-after"]
+
+
+async def test_statement_timeout_that_the_app_swallows(postgres_url: str, seen: Witness) -> None:
+    """PostgreSQL aborted the transaction, so 201 would be a lie."""
+
+    async def endpoint(request: Request) -> Response:
+        write("swallowed-timeout")
+        with suppress(DBAPIError):
+            await current_session().execute(text("select pg_sleep(60)"))
+        return PlainTextResponse("created", 201)
+
+    async with app_with(postgres_url, endpoint, statement_timeout="500ms") as app:
+        told = await ask(app, "/work")
+
+    assert told.word == "failure"
+    assert isinstance(told.error, UnitDoomedError)
+    assert "statement timeout" in str(told.error)
+    assert await seen.units("swallowed-timeout") == {}
+
+
+@pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+async def test_idle_timeout_in_the_middle_of_a_unit(
+    postgres_url: str, seen: Witness, setting: str
+) -> None:
+    """The server ended the session before COMMIT was sent: known to be rolled back."""
+
+    async def endpoint(request: Request) -> Response:
+        write(setting)
+        await current_session().flush()
+        assert await eventually(lambda: seen.backends(APPLICATION), []) == []
+        return PlainTextResponse("created", 201)
+
+    async with app_with(postgres_url, endpoint, **{setting: "500ms"}) as app:
+        told = await ask(app, "/work")
+        assert (await ask(app, f"/create/{setting}-after")).word == "success"
+
+    assert told.word == "failure"
+    assert list(await seen.units(setting)) == [f"{setting}-after"]
+
+
+PIDS = "select pid from pg_stat_activity where application_name = $1"
