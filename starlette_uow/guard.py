@@ -22,6 +22,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
+from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -79,6 +80,8 @@ def guard(engine: AsyncEngine | Engine) -> None:
         NotAsyncError: the engine's driver is synchronous.
     """
     sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    while isinstance(sync_engine, OptionEngine):  # it has the listeners of the one below
+        sync_engine = sync_engine._proxied
     if sync_engine in _guarded:
         return
     if not sync_engine.dialect.is_async:

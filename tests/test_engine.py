@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.event import registry
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
@@ -123,6 +124,21 @@ async def test_guard_is_attached_once(database: Database) -> None:
     guard(engine.sync_engine)
 
     assert len(engine.sync_engine.dispatch.commit) == before
+
+
+async def test_units_with_options_attach_nothing(
+    uow: UnitOfWork, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each makes an engine with options upon the guarded one, whose listeners it has."""
+    async with uow.new(read_only=True):
+        await uow.session.execute(select(Item))
+    before = len(registry._key_to_collection)
+    for _ in range(3):
+        async with uow.new(read_only=True):
+            await uow.session.execute(select(Item))
+
+    assert len(registry._key_to_collection) == before
+    assert "was not made by" not in caplog.text
 
 
 def test_guard_of_a_synchronous_engine() -> None:
