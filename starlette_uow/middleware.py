@@ -331,7 +331,7 @@ class _WebSocket(_Responder):
             if kind == "websocket.accept":
                 await self.accept(message)
                 return
-            elif kind == "websocket.close":
+            if kind == "websocket.close":
                 await self.end_handshake(commit=False)
             elif kind == "websocket.http.response.start":
                 status = message["status"]
