@@ -113,8 +113,8 @@ class UnitOfWork:
         sessions: an `async_sessionmaker`, whose arguments are all kept, or an `AsyncEngine`.
         end_timeout: seconds a commit or rollback may take, 10 by default. After that the
             connection is terminated.
-        callback_timeout: seconds an `on_commit` or `on_rollback` callback may take, 10 by
-            default.
+        callback_timeout: seconds an `on_commit`, `on_rollback` or `on_unknown` callback may
+            take, 10 by default.
         wait_timeout: seconds a task waits for the session while nothing moves at all, 30 by
             default. A queue that moves slowly may take as long as it needs.
 
@@ -203,9 +203,18 @@ class UnitOfWork:
     def on_rollback(self, callback: Callback) -> None:
         """Call `callback()` after the open transaction has been rolled back, and only then.
 
-        As `on_commit` otherwise. Neither runs when the outcome of a commit is unknown.
+        As `on_commit` otherwise.
         """
         self._usable_unit().register(Outcome.ROLLED_BACK, callback)
+
+    def on_unknown(self, callback: Callback) -> None:
+        """Call `callback()` after a commit whose outcome is unknown, and only then.
+
+        The connection was lost while COMMIT was in flight, and the other two kinds of callbacks
+        stay silent. As `on_commit` otherwise; what it finds in a transaction of its own need not
+        be the last word, as the server may still be carrying the COMMIT out.
+        """
+        self._usable_unit().register(Outcome.UNKNOWN, callback)
 
     async def commit(self) -> None:
         """Commit, in the block that opened the unit; flush, in a block that joined it.
