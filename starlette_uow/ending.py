@@ -25,9 +25,10 @@ def end_transaction(session: UnitSession, *, commit: bool) -> tuple[Outcome, Bas
     Returns:
         what became of the transaction, and the error that prevented or followed the commit.
     """
-    if not commit:
-        return Outcome.ROLLED_BACK, _roll_back(session)
     state = session.transaction_state
+    if not commit:
+        outcome = state.outcome  # not always a rollback: the app may have tried to commit itself
+        return outcome, _roll_back(session)
     try:
         session.commit()
     except BaseException as error:
@@ -37,7 +38,7 @@ def end_transaction(session: UnitSession, *, commit: bool) -> tuple[Outcome, Bas
             _log.exception("An error after the COMMIT of a unit of work changes nothing.")
             session.close()
             return Outcome.COMMITTED, None if isinstance(error, Exception) else error
-        outcome = _outcome_of_failed_commit(state, error)
+        outcome = state.outcome
         if (doomed := why_aborted(state, error)) is not None:  # raised by the flush
             doomed.__cause__, error = error, doomed
         return outcome, _roll_back(session) or error
@@ -51,18 +52,9 @@ def terminate(connections: Iterable[Connection]) -> None:
             connection.invalidate()
 
 
-def _outcome_of_failed_commit(state: TransactionState, error: BaseException) -> Outcome:
-    if not state.commit_sent:
-        return Outcome.ROLLED_BACK
-    lost = not isinstance(error, Exception) or any(c.invalidated for c in state.connections)
-    # With two databases and no two-phase commit, the first may have committed already.
-    return Outcome.UNKNOWN if lost or len(state.connections) > 1 else Outcome.ROLLED_BACK
-
-
 def _roll_back(session: UnitSession) -> BaseException | None:
-    """Roll back. Where that fails, the pool resets the connection or the guard discards it, and
-    with it the transaction: what was promised holds, so the error is logged; only a cancellation
-    is returned.
+    """Roll back. Where that fails, the connection is discarded, and with it the transaction: what
+    was promised holds, so the error is logged; only a cancellation is returned.
     """
     connections = session.transaction_state.connections
     if not session.is_active:
@@ -75,9 +67,7 @@ def _roll_back(session: UnitSession) -> BaseException | None:
             session.invalidate()
         if not isinstance(error, Exception):
             return error
-        _log.warning(
-            "A rollback failed; its connection was reset or discarded by the pool.", exc_info=error
-        )
+        _log.warning("A rollback failed, so its connection was discarded.", exc_info=error)
     return None
 
 

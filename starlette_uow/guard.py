@@ -8,6 +8,7 @@
   transaction is still alive: PostgreSQL answers the COMMIT of an aborted one with ROLLBACK and
   raises nothing (https://www.postgresql.org/docs/current/sql-commit.html);
 - the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome;
+- a connection whose ROLLBACK fails is discarded;
 - a connection that is discarded is closed completely, whatever is cancelled meanwhile, and its
   statement is stopped on the server.
 """
@@ -31,7 +32,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from starlette_uow.errors import NotAsyncError, UnitDoomedError
-from starlette_uow.policy import Doom
+from starlette_uow.policy import Doom, Outcome
 from starlette_uow.shield import to_completion
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
@@ -56,18 +57,40 @@ class TransactionState:
         connections: those it has begun on.
         error: the last database error in it, and the statement it came from.
         commit_sent: COMMIT is about to be sent, or has been.
+        commit_lost: what came of it was not an answer of the database.
         committed: COMMIT has been answered.
+        rolling_back: ROLLBACK is about to be sent, or has been.
         doom: why it can only roll back.
     """
 
-    __slots__ = ("commit_sent", "committed", "connections", "doom", "error")
+    __slots__ = (
+        "commit_lost",
+        "commit_sent",
+        "committed",
+        "connections",
+        "doom",
+        "error",
+        "rolling_back",
+    )
 
     def __init__(self) -> None:
         self.connections: list[Connection] = []
         self.error: tuple[BaseException, str | None] | None = None
         self.commit_sent = False
+        self.commit_lost = False
         self.committed = False
+        self.rolling_back = False
         self.doom: Doom | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What has become of it, once it has ended or its commit has failed."""
+        if self.committed:
+            return Outcome.COMMITTED
+        # With two databases and no two-phase commit, the first may have committed already.
+        if self.commit_lost or (self.commit_sent and len(self.connections) > 1):
+            return Outcome.UNKNOWN
+        return Outcome.ROLLED_BACK
 
 
 _states: weakref.WeakKeyDictionary[Connection, TransactionState] = weakref.WeakKeyDictionary()
@@ -90,6 +113,7 @@ def guard(engine: AsyncEngine | Engine) -> None:
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
     event.listen(sync_engine, "commit", _before_commit)
+    event.listen(sync_engine, "rollback", _before_rollback)
     if sync_engine.dialect.driver == "asyncpg":
         event.listen(sync_engine, "invalidate", _close_asyncpg)
     if sync_engine.dialect.name != "sqlite":
@@ -203,13 +227,33 @@ def _note_error(context: ExceptionContext) -> None:
         return
     if state.error is None or _sqlstate(context.original_exception) != IN_FAILED_SQL_TRANSACTION:
         state.error = (context.original_exception, context.statement)
-    if context.dialect.name == "sqlite" and not context.is_disconnect:
-        driver_connection = connection.connection.driver_connection
-        if not _in_transaction(driver_connection):
-            # SQLite rolled back by itself (RAISE(ROLLBACK), a full disk): what follows on this
-            # connection would be committed statement by statement.
-            context.is_disconnect = True
-            context.invalidate_pool_on_disconnect = False
+    if state.commit_sent and not state.rolling_back and _is_lost(context):
+        state.commit_lost = True
+    if not context.is_disconnect and (state.rolling_back or _rolled_back_by_itself(context)):
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+
+
+def _is_lost(context: ExceptionContext) -> bool:
+    """Whether an error is anything but the database's answer."""
+    connection = context.connection
+    return (
+        context.is_disconnect
+        or context.sqlalchemy_exception is None  # not an error of the driver: a timeout, say
+        or (connection is not None and connection.invalidated)  # after the end_timeout
+    )
+
+
+def _rolled_back_by_itself(context: ExceptionContext) -> bool:
+    """Whether SQLite did (RAISE(ROLLBACK), a full disk): what follows on this connection would be
+    committed statement by statement.
+    """
+    connection = context.connection
+    return (
+        context.dialect.name == "sqlite"
+        and connection is not None
+        and not _in_transaction(connection.connection.driver_connection)
+    )
 
 
 def _before_commit(connection: Connection) -> None:
@@ -224,6 +268,13 @@ def _before_commit(connection: Connection) -> None:
     # became of the transaction is no secret.
     if not _is_closed(connection.connection.driver_connection):
         state.commit_sent = True
+
+
+def _before_rollback(connection: Connection) -> None:
+    # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it, which
+    # does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
+    if (state := _states.get(connection)) is not None:
+        state.rolling_back = True
 
 
 def _check_alive(connection: Connection, state: TransactionState) -> None:

@@ -24,6 +24,7 @@ from sqlalchemy.util import await_only
 from starlette_uow.errors import SessionClassError, SessionDeadlockError
 from starlette_uow.gate import Chain, Gate, Hold
 from starlette_uow.guard import TransactionState, unwatch, watch
+from starlette_uow.policy import Outcome
 from starlette_uow.stream import Streams, enter_in_greenlet
 
 _no_autoflush: ContextVar[tuple[Session, ...]] = ContextVar("no_autoflush", default=())
@@ -61,8 +62,7 @@ class UnitSession(Session):
         transaction_state: what is known about the transaction that is open.
         holds: the holds of the savepoints that are open.
         released: the savepoint that is being released just now.
-        root_ended: called when a transaction (not a savepoint) has ended, with whether it was
-            committed.
+        root_ended: called when a transaction (not a savepoint) has ended, with its outcome.
         streams: the streaming results that were handed out.
         changed_meanwhile: objects that were changed while a flush ran.
         doomed: called when something was lost, with a reason and the error.
@@ -74,7 +74,7 @@ class UnitSession(Session):
     gate: Gate
     transaction_state: TransactionState
     savepoint_undone: Callable[[SessionTransaction], None]
-    root_ended: Callable[[bool], None]
+    root_ended: Callable[[Outcome], None]
     doomed: Callable[[str, Exception], None]
     pool_timed_out: Callable[[PoolTimeoutError, Any], None]
 
@@ -329,7 +329,7 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
     elif transaction.parent is None:
         ended, session.transaction_state = session.transaction_state, TransactionState()
         unwatch(ended)
-        session.root_ended(ended.committed)
+        session.root_ended(ended.outcome)
 
 
 def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitSession]:

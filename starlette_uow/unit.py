@@ -336,7 +336,7 @@ class Unit:
         outcome, cause = ended[0]
         _log.debug("The transaction of %s: %s.", self.name, outcome.value)
         error = cause
-        if outcome is Outcome.UNKNOWN:
+        if outcome is Outcome.UNKNOWN and commit:
             error = CommitOutcomeUnknownError(self.name)
         elif expired and outcome is Outcome.ROLLED_BACK:
             error = EndTimeoutError(self.name, self._timeouts.end) if commit else None
@@ -378,10 +378,10 @@ class Unit:
             due = [c.callback for c in callbacks if c.outcome is outcome]
             self._due = (self._due or []) + due
 
-    def _root_ended(self, committed: bool) -> None:
+    def _root_ended(self, outcome: Outcome) -> None:
         """The app itself committed, rolled back or closed the session."""
         self._dooms = None
-        self._ended(Outcome.COMMITTED if committed else Outcome.ROLLED_BACK)
+        self._ended(outcome)
 
     @property
     def _savepoint(self) -> SessionTransaction | None:
@@ -440,7 +440,7 @@ class Unit:
             _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
 
 
-def _ignore(committed: bool) -> None:
+def _ignore(outcome: Outcome) -> None:
     """The unit ends this transaction itself, and knows more about it."""
 
 

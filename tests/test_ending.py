@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import sqlite3
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
@@ -294,13 +295,14 @@ async def test_cancelled_statement_that_the_app_swallows_is_refused(
 async def test_connection_lost_during_commit_is_unknown(
     uow: UnitOfWork, database: Database, slow_commit: SlowCommit
 ) -> None:
-    """Never reported as rolled back: both kinds of callbacks stay silent."""
+    """Never reported as committed or rolled back: a callback of its own is told."""
     heard: list[str] = []
 
     async def work() -> None:
         async with uow:
             uow.on_commit(lambda: heard.append("committed"))
             uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.on_unknown(lambda: heard.append("unknown"))
             uow.session.add(Item(name="a"))
 
     task = asyncio.create_task(work())
@@ -310,7 +312,54 @@ async def test_connection_lost_during_commit_is_unknown(
         await task
 
     assert isinstance(caught.value.__cause__, DBAPIError)
-    assert heard == []
+    assert heard == ["unknown"]
+
+
+async def test_commit_that_the_driver_gives_up_is_unknown(
+    database: Database, slow_commit: SlowCommit
+) -> None:
+    """asyncpg's `command_timeout` keeps the connection, and cancels what the server does: in time,
+    or too late.
+    """
+    engine = create_engine(database.url, pool_size=1, connect_args={"command_timeout": 0.5})
+    uow = UnitOfWork(engine)
+
+    with pytest.raises(CommitOutcomeUnknownError) as caught:
+        await write(uow)
+
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "block"])
+async def test_connection_lost_during_a_commit_by_the_apps_own_hand(
+    uow: UnitOfWork, slow_commit: SlowCommit, end: str
+) -> None:
+    """The database's error is the app's to handle; the unit knows no more than it does."""
+    heard: list[str] = []
+
+    async def work() -> None:
+        async with uow:
+            uow.on_commit(lambda: heard.append("committed"))
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.on_unknown(lambda: heard.append("unknown"))
+            uow.session.add(Item(name="a"))
+            try:
+                await uow.session.commit()
+            except DBAPIError:
+                if end == "commit":
+                    raise
+                if end == "rollback":
+                    await uow.session.rollback()
+
+    task = asyncio.create_task(work())
+    await slow_commit.reached()
+    await slow_commit.cut()
+    await asyncio.wait([task])
+
+    assert heard == ["unknown"]
+    expected = {"commit": DBAPIError, "block": CommitOutcomeUnknownError, "rollback": type(None)}
+    assert isinstance(task.exception(), expected[end])
 
 
 async def test_commit_of_a_cancelled_task_that_is_lost_is_logged(
@@ -487,6 +536,49 @@ async def test_rollback_that_fails_leaves_nothing_open(
 
     assert pids == [None]
     assert "no route to host" in caplog.text
+
+
+async def test_connection_whose_rollback_failed_is_not_pooled(
+    uow: UnitOfWork, database: Database, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A statement is in flight on it, or it refuses once: the next unit gets another one."""
+    strays: list[asyncio.Task[object]] = []
+    drivers: list[object] = []
+
+    async with uow:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+        raw = await (await uow.session.connection()).get_raw_connection()
+        driver = raw.driver_connection
+        drivers.append(driver)
+        assert driver is not None
+        if database.is_postgres:
+            await driver.execute("rollback")  # so that it is not seen to be in a transaction
+            strays.append(asyncio.create_task(driver.execute("select pg_sleep(60)")))
+            await asyncio.wait(strays, timeout=0)
+        else:
+            await driver.set_authorizer(refuse_once("ROLLBACK"))
+        uow.doom()
+    async with uow:
+        raw = await (await uow.session.connection()).get_raw_connection()
+        drivers.append(raw.driver_connection)
+        assert await uow.session.scalar(select(Item.name)) is None
+    await asyncio.gather(*strays, return_exceptions=True)
+
+    assert drivers[0] is not drivers[1]
+    assert "rollback failed" in caplog.text
+
+
+def refuse_once(statement: str) -> Callable[..., int]:
+    """An authorizer of SQLite, https://www.sqlite.org/c3ref/set_authorizer.html"""
+    refusals = [sqlite3.SQLITE_DENY]
+
+    def authorize(action: int, what: str | None, *more: object) -> int:
+        if action == sqlite3.SQLITE_TRANSACTION and what == statement and refusals:
+            return refusals.pop()
+        return sqlite3.SQLITE_OK
+
+    return authorize
 
 
 async def test_error_after_the_commit_changes_nothing(
