@@ -13,8 +13,11 @@ from pathlib import Path
 import anyio
 import pytest
 from sqlalchemy import event, select, text
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.pool import PoolProxiedConnection
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
@@ -32,51 +35,17 @@ from starlette_uow.context import current_frame
 from tests.asgi import Exchange
 from tests.databases import Database, PostgresObserver, create_tables
 from tests.models import Item, Part
+from tests.slow_commit import HERE, LOCK, WAITING, SlowCommit, slow_commits
 
-LOCK = 4711
-HERE = "from pg_stat_activity where datname = current_database() and wait_event"
-WAITING = f"select count(*) {HERE} = 'advisory'"
 SLEEPING = f"select count(*) {HERE} = 'PgSleep'"
-
-
-class SlowCommit:
-    """A database whose COMMIT waits until the test lets it go on."""
-
-    def __init__(self, observer: PostgresObserver) -> None:
-        self.observer = observer
-
-    async def reached(self) -> None:
-        """Wait until a backend is inside its COMMIT."""
-        while not await self.observer.scalar(WAITING):
-            pass
-
-    async def let_go(self) -> None:
-        await self.observer.connection.execute(f"select pg_advisory_unlock({LOCK})")
-
-    async def cut(self) -> None:
-        """Lose the connection that is committing."""
-        await self.observer.connection.execute(
-            f"select pg_terminate_backend(pid) {HERE} = 'advisory'"
-        )
 
 
 @pytest.fixture
 async def slow_commit(database: Database) -> AsyncIterator[SlowCommit]:
-    """A deferred trigger that wants a lock which the observer holds."""
     if not isinstance(database.observer, PostgresObserver):
         pytest.skip("the COMMIT of SQLite cannot be made to wait")
-    connection = database.observer.connection
-    await connection.execute(
-        f"""
-        create function wait() returns trigger language plpgsql as
-            $$ begin perform pg_advisory_xact_lock_shared({LOCK}); return null; end $$;
-        create constraint trigger slow_commit after insert on items
-            deferrable initially deferred for each row execute function wait();
-        select pg_advisory_lock({LOCK});
-        """
-    )
-    yield SlowCommit(database.observer)
-    await connection.execute("select pg_advisory_unlock_all(); drop function wait() cascade;")
+    async with slow_commits(database.observer) as slow_commit:
+        yield slow_commit
 
 
 async def write(uow: UnitOfWork, name: str = "a") -> None:
@@ -362,6 +331,57 @@ async def test_connection_lost_during_a_commit_by_the_apps_own_hand(
     assert isinstance(task.exception(), expected[end])
 
 
+async def test_cancelled_rollback_after_a_refused_commit_is_no_unknown_outcome(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """COMMIT was answered, whatever happens to the connection later."""
+    heard: list[str] = []
+
+    async def work() -> None:
+        async with uow:
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.on_unknown(lambda: heard.append("unknown"))
+            uow.session.add(Part(item_id=999))
+            with pytest.raises(IntegrityError):
+                await uow.session.commit()
+            task.cancel()
+            await uow.session.rollback()
+
+    task = asyncio.create_task(work())
+    await asyncio.wait([task])
+
+    assert heard == ["rolled back"]
+
+
+class FailsAfterCommit(SQLiteDialect_aiosqlite):
+    """A driver with a bug."""
+
+    supports_statement_cache = True
+
+    def do_commit(self, dbapi_connection: PoolProxiedConnection) -> None:
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        if dbapi_connection.info.get("fails"):
+            raise RuntimeError("the driver failed")
+
+
+async def test_error_of_nobody_during_commit_is_unknown(tmp_path: Path) -> None:
+    """It is no answer of the database."""
+    registry.register("sqlite.failing", __name__, "FailsAfterCommit")
+    url = f"sqlite+failing:///{tmp_path}/test.sqlite"
+    await create_tables(url)
+    uow = UnitOfWork(create_engine(url))
+
+    with pytest.raises(CommitOutcomeUnknownError):
+        async with uow:
+            uow.session.add(Item(name="a"))
+            connection = await uow.session.connection()
+            connection.sync_connection.info["fails"] = True  # type: ignore[union-attr]
+
+    async with uow:
+        assert await uow.session.scalar(select(Item.name)) == "a"
+    await uow.dispose()
+
+
 async def test_commit_of_a_cancelled_task_that_is_lost_is_logged(
     uow: UnitOfWork, slow_commit: SlowCommit, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -570,7 +590,7 @@ async def test_connection_whose_rollback_failed_is_not_pooled(
 
 
 def refuse_once(statement: str) -> Callable[..., int]:
-    """An authorizer of SQLite, https://www.sqlite.org/c3ref/set_authorizer.html"""
+    """An authorizer, https://www.sqlite.org/c3ref/set_authorizer.html, of one statement."""
     refusals = [sqlite3.SQLITE_DENY]
 
     def authorize(action: int, what: str | None, *more: object) -> int:
