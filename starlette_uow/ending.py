@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from sqlalchemy.engine import Connection
 
-from starlette_uow.guard import TransactionState, why_aborted
+from starlette_uow.guard import why_aborted
 from starlette_uow.policy import Outcome
 from starlette_uow.session import UnitSession
 

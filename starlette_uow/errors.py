@@ -244,8 +244,8 @@ class EndTimeoutError(UnitOfWorkError):
 
     def __init__(self, unit: str, timeout: float) -> None:
         super().__init__(
-            f"The unit of work of {unit} was not ready to commit after {timeout:g} seconds. Its "
-            f"connection was terminated, which rolls back. Look for a statement that is still "
+            f"The unit of work of {unit} was not committed after {timeout:g} seconds. Its "
+            f"connection was terminated, which rolled it back. Look for a statement that is still "
             f"running, or raise `end_timeout`."
         )
 
@@ -253,8 +253,8 @@ class EndTimeoutError(UnitOfWorkError):
 class CommitOutcomeUnknownError(UnitOfWorkError):
     """The connection was lost while COMMIT was in flight.
 
-    The database has either committed everything or nothing; nobody here knows which. The
-    error that showed the loss is the `__cause__`.
+    The database has either committed everything or nothing; nobody here knows which, or, with
+    `resolve_unknown`, could find it out. The error that showed the loss is the `__cause__`.
     """
 
     def __init__(self, unit: str) -> None:

@@ -7,6 +7,7 @@
 - just before COMMIT, and only if an error was noted, the server is asked whether the
   transaction is still alive: PostgreSQL answers the COMMIT of an aborted one with ROLLBACK and
   raises nothing (https://www.postgresql.org/docs/current/sql-commit.html);
+- or, for a unit that resolves an unknown outcome, by what the transaction can be found again;
 - the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome;
 - a connection whose ROLLBACK fails is discarded;
 - a connection that is discarded is closed completely, whatever is cancelled meanwhile, and its
@@ -19,7 +20,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
@@ -33,7 +34,10 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from starlette_uow.errors import NotAsyncError, UnitDoomedError
 from starlette_uow.policy import Doom, Outcome
+from starlette_uow.resolving import Trace, take_trace
 from starlette_uow.shield import to_completion
+
+T = TypeVar("T")
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
 """SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html"""
@@ -61,6 +65,8 @@ class TransactionState:
         committed: COMMIT has been answered.
         rolling_back: ROLLBACK is about to be sent, or has been.
         doom: why it can only roll back.
+        wants_trace: by what it can be found again is to be taken down before COMMIT.
+        trace: that, or None.
     """
 
     __slots__ = (
@@ -71,6 +77,8 @@ class TransactionState:
         "doom",
         "error",
         "rolling_back",
+        "trace",
+        "wants_trace",
     )
 
     def __init__(self) -> None:
@@ -81,6 +89,8 @@ class TransactionState:
         self.committed = False
         self.rolling_back = False
         self.doom: Doom | None = None
+        self.wants_trace = False
+        self.trace: Trace | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -227,7 +237,7 @@ def _note_error(context: ExceptionContext) -> None:
         return
     if state.error is None or _sqlstate(context.original_exception) != IN_FAILED_SQL_TRANSACTION:
         state.error = (context.original_exception, context.statement)
-    if state.commit_sent and not state.rolling_back and _is_lost(context):
+    if state.commit_sent and _is_lost(context):
         state.commit_lost = True
     if not context.is_disconnect and (state.rolling_back or _rolled_back_by_itself(context)):
         context.is_disconnect = True
@@ -262,8 +272,10 @@ def _before_commit(connection: Connection) -> None:
         return
     if state.doom is not None:
         raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
-    if state.error is not None:
-        _check_alive(connection, state)
+    if state.wants_trace and _is_traceable(connection, state):
+        state.trace = _ask(connection, state, take_trace)
+    elif state.error is not None:
+        _ask(connection, state, _is_alive)
     # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and what
     # became of the transaction is no secret.
     if not _is_closed(connection.connection.driver_connection):
@@ -277,9 +289,18 @@ def _before_rollback(connection: Connection) -> None:
         state.rolling_back = True
 
 
-def _check_alive(connection: Connection, state: TransactionState) -> None:
+def _is_traceable(connection: Connection, state: TransactionState) -> bool:
+    # Of two databases one may have committed, and there is no one answer.
+    return connection.dialect.name == "postgresql" and len(state.connections) == 1
+
+
+def _is_alive(connection: Connection) -> None:
+    connection.exec_driver_sql("SELECT 1")
+
+
+def _ask(connection: Connection, state: TransactionState, question: Callable[[Connection], T]) -> T:
     try:
-        connection.exec_driver_sql("SELECT 1")
+        return question(connection)
     except Exception as refused:
         if (doomed := why_aborted(state, refused)) is None:
             raise

@@ -12,13 +12,17 @@ import anyio
 T = TypeVar("T")
 
 GRACE = 1.0
-"""Seconds a work has to notice that it was terminated, and then that it is cancelled."""
+"""Seconds a work has to notice that it was terminated, or that it is cancelled."""
 
 _log = logging.getLogger("starlette_uow")
 
 
 async def to_completion(
-    work: Coroutine[Any, Any, T], *, timeout: float, terminate: Callable[[], None]
+    work: Coroutine[Any, Any, T],
+    *,
+    timeout: float,
+    terminate: Callable[[], None],
+    grace: float = GRACE,
 ) -> T:
     """Run `work` to its end in a task of its own, and only then let a cancellation go on.
 
@@ -35,6 +39,7 @@ async def to_completion(
         work: what must not be interrupted.
         timeout: seconds until it is terminated.
         terminate: takes away what the work waits for, without waiting itself.
+        grace: seconds the work may go on after that; 1 by default.
 
     Raises:
         TimeoutError: the work ignores that it was terminated and cancelled.
@@ -54,7 +59,7 @@ async def to_completion(
                 if not last_resorts:
                     raise TimeoutError(f"The end of a transaction hangs: {task!r}.")
                 last_resorts.pop()()
-                deadline = clock() + GRACE
+                deadline = clock() + (grace if last_resorts else GRACE)
     if cancelled is None:
         return task.result()
     if not task.cancelled() and (error := task.exception()) is not None:

@@ -26,9 +26,11 @@ from starlette_uow.errors import (
     pool_note,
 )
 from starlette_uow.gate import Hold, check_loop
+from starlette_uow.guard import TransactionState
 from starlette_uow.policy import Decision, Doom, Outcome, decide
+from starlette_uow.resolving import find_out
 from starlette_uow.session import UnitSession
-from starlette_uow.shield import to_completion
+from starlette_uow.shield import GRACE, to_completion
 
 Callback = Callable[[], object]
 """Called after a transaction's end; if it returns an awaitable, that is awaited."""
@@ -77,6 +79,7 @@ class Unit:
         "_factory",
         "_loop",
         "_reserved",
+        "_resolve_unknown",
         "_session",
         "_timeouts",
         "ended",
@@ -93,6 +96,7 @@ class Unit:
         name: str,
         timeouts: Timeouts,
         closed: Callable[[Unit], None],
+        resolve_unknown: bool = False,
         around: Callable[[], Iterable[Unit]] = tuple,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -104,6 +108,7 @@ class Unit:
         self._closed = closed
         self._around = around
         self._timeouts = timeouts
+        self._resolve_unknown = resolve_unknown
         self.options = options
         self._loop = asyncio.get_running_loop()
         self._session: AsyncSession | None = None
@@ -240,7 +245,7 @@ class Unit:
         Raises:
             UnitDoomedError: a commit is wanted, and the transaction can only roll back.
             CommitOutcomeUnknownError: the connection was lost during COMMIT.
-            EndTimeoutError: the commit was not under way within `end_timeout`.
+            EndTimeoutError: not committed within `end_timeout`, and rolled back.
             Exception: what the flush or the COMMIT raised, untouched.
         """
         error = await self._settle(commit=commit)
@@ -308,16 +313,19 @@ class Unit:
             self._ended(Outcome.COMMITTED if commit else Outcome.ROLLED_BACK)
         if error is None and decision is Decision.REFUSE:
             assert doom is not None
+            if isinstance(doom.cause, CommitOutcomeUnknownError):
+                return doom.cause  # of a checkpoint: that nothing was committed would be a guess
             error = UnitDoomedError(doom)
             error.__cause__ = doom.cause
         return error
 
     async def _end(self, session: UnitSession, *, commit: bool) -> BaseException | None:
+        state = session.transaction_state
         expired, self.outcome = False, None
 
         def expire() -> None:
             nonlocal expired
-            expired = True
+            expired = not state.commit_lost  # or the time goes into finding out
             terminate(session.transaction_state.connections)
 
         ended: list[tuple[Outcome, BaseException | None]] = []
@@ -325,8 +333,10 @@ class Unit:
         async def end() -> None:
             ended.append(await self._end_in_turn(session, commit=commit))
 
+        timeout = self._timeouts.end
+        grace = GRACE + timeout if self._resolve_unknown else GRACE
         try:
-            await to_completion(end(), timeout=self._timeouts.end, terminate=expire)
+            await to_completion(end(), timeout=timeout, terminate=expire, grace=grace)
         except asyncio.CancelledError:
             if ended and ended[0][1] is not None:
                 # The caller is cancelled, and will hear nothing else.
@@ -339,7 +349,7 @@ class Unit:
         if outcome is Outcome.UNKNOWN and commit:
             error = CommitOutcomeUnknownError(self.name)
         elif expired and outcome is Outcome.ROLLED_BACK:
-            error = EndTimeoutError(self.name, self._timeouts.end) if commit else None
+            error = EndTimeoutError(self.name, timeout) if commit else None
         if error is not None and error is not cause:
             error.__cause__ = cause
         return error
@@ -359,8 +369,13 @@ class Unit:
             self._ended(Outcome.ROLLED_BACK)
             return Outcome.ROLLED_BACK, cancelled
         session.root_ended = _ignore
+        state = session.transaction_state
+        state.wants_trace = self._resolve_unknown
         try:
             outcome, error = await greenlet_spawn(end_transaction, session, commit=commit)
+            if outcome is Outcome.UNKNOWN and isinstance(error, Exception):
+                outcome = await self._find_out(state)
+                error = None if outcome is Outcome.COMMITTED else error
         finally:
             session.root_ended = self._root_ended
             # Of another task's savepoint that was rolled back over.
@@ -370,6 +385,18 @@ class Unit:
             session.gate.leave()
         self._ended(outcome)
         return outcome, error
+
+    async def _find_out(self, state: TransactionState) -> Outcome:
+        if state.trace is None:
+            return Outcome.UNKNOWN
+        engine = state.connections[0].engine
+        try:
+            outcome = await find_out(engine, state.trace, timeout=self._timeouts.end)
+        except asyncio.CancelledError:
+            return Outcome.UNKNOWN  # the event loop ends
+        if outcome is Outcome.COMMITTED:
+            _log.warning("%s: the connection was lost during COMMIT; it was committed.", self.name)
+        return outcome
 
     def _ended(self, outcome: Outcome) -> None:
         self.outcome = outcome

@@ -117,6 +117,11 @@ class UnitOfWork:
             take, 10 by default.
         wait_timeout: seconds a task waits for the session while nothing moves at all, 30 by
             default. A queue that moves slowly may take as long as it needs.
+        resolve_unknown: find out what became of a COMMIT whose connection was lost, on PostgreSQL
+            13 or later: the unit then ends as committed, or as rolled back with the error of the
+            lost connection, and only rarely with `CommitOutcomeUnknownError` (a failover, a
+            server that stays away). It costs one round trip more for each commit, and may take
+            another `end_timeout` after a loss. SQLite has no connection to lose.
 
     Raises:
         NotAsyncError: a synchronous engine or sessionmaker was given.
@@ -134,6 +139,7 @@ class UnitOfWork:
         end_timeout: float = 10.0,
         callback_timeout: float = 10.0,
         wait_timeout: float = 30.0,
+        resolve_unknown: bool = False,
     ) -> None:
         if isinstance(sessions, AsyncEngine):
             sessions = async_sessionmaker(sessions, expire_on_commit=False)
@@ -155,8 +161,14 @@ class UnitOfWork:
         self._session_class = unit_session_class(sessions)
         self._units: set[Unit] = set()
         self._last_unit_ended: anyio.Event | None = None
+        self._resolve_unknown = resolve_unknown
         for engine in self._engines():
             guard(engine)
+            if resolve_unknown and engine.dialect.name not in ("postgresql", "sqlite"):
+                raise ConfigurationError(
+                    f"`resolve_unknown` needs PostgreSQL, and the engine is for "
+                    f"{engine.dialect.name}. Leave it out."
+                )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {', '.join(map(repr, self._engines())) or 'no bind'}>"
@@ -507,6 +519,7 @@ class UnitOfWork:
             name=name,
             timeouts=self._timeouts,
             closed=self._release,
+            resolve_unknown=self._resolve_unknown,
             around=open_units,
             options=options,
         )

@@ -133,8 +133,10 @@ def test_no_sessionmaker_at_all(given: Any) -> None:
 @pytest.mark.parametrize("value", [0, -1])
 def test_timeouts_are_more_than_nothing(name: str, value: float) -> None:
     """None of them may be zero."""
+    timeout: dict[str, Any] = {name: value}
+
     with pytest.raises(ConfigurationError, match=f"`{name}`"):
-        UnitOfWork(async_sessionmaker(), **{name: value})
+        UnitOfWork(async_sessionmaker(), **timeout)
 
 
 def test_sync_session_class_that_is_none() -> None:

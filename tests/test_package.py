@@ -18,6 +18,7 @@ ORDER = [
     "policy",
     "gate",
     "shield",
+    "resolving",
     "guard",
     "engine",
     "stream",
