@@ -1,18 +1,21 @@
-"""`python -m demo` starts everything: the database, the shop, the admin."""
+"""`python -m demo` starts everything: the database, the payment provider, the shop, the admin."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import logging
+import os
 import signal
+import socket
+import sys
+import threading
 
 import uvicorn
 
 from demo import settings
-from demo.app import create_app
-from demo.models import create_tables
+from demo.log import set_up_logging
+from demo.migrate import migrate
+from demo.payments import create_provider
 from demo.seed import seed
 from demo.shop import connect
 from demo.welcome import start_text
@@ -23,27 +26,68 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo", description="A shop on starlette-uow.")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at")
     parser.add_argument("--port", type=int, default=8000, help="port to serve at")
+    parser.add_argument("--workers", type=int, default=1, help="processes to serve with")
     parser.add_argument("--fresh", action="store_true", help="delete the data of earlier runs")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("demo").setLevel(logging.INFO)
-    logging.getLogger("starlette_admin").setLevel(logging.ERROR)  # our line has the status
+    set_up_logging()
     # Like Ctrl+C, so that PostgreSQL out of the wheel is stopped as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(arguments.host, arguments.port, fresh=arguments.fresh))
+    try:
+        dialect = prepare(fresh=arguments.fresh)
+        host = "127.0.0.1" if arguments.host in ("0.0.0.0", "::") else arguments.host
+        show(start_text(f"http://{host}:{arguments.port}", dialect))
+        uvicorn.run(
+            "demo.app:start",
+            factory=True,
+            host=arguments.host,
+            port=arguments.port,
+            workers=arguments.workers,
+            ws="websockets-sansio",
+            log_config=None,
+            access_log=False,
+        )
+    except KeyboardInterrupt:
+        pass
 
 
-async def serve(host: str, port: int, *, fresh: bool = False) -> None:
-    """Prepare the database, say what there is to see, and serve it."""
-    engine = connect(settings.database_url(fresh=fresh))
-    await create_tables(engine, fresh=fresh)
-    await seed()
-    app = create_app(settings.secret_key(fresh=fresh))
-    shown_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    print(start_text(f"http://{shown_host}:{port}", engine.dialect.name), flush=True)  # noqa: T201 - to a person
-    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False)
-    await uvicorn.Server(config).serve()
+def prepare(*, fresh: bool = False) -> str:
+    """Make everything ready, and set the environment of the workers; returns the dialect."""
+    os.environ["DATABASE_URL"] = url = settings.database_url(fresh=fresh)
+    os.environ["SECRET_KEY"] = settings.secret_key(fresh=fresh)
+    if "PAYMENT_URL" not in os.environ:
+        os.environ["PAYMENT_URL"] = start_provider()
+    return asyncio.run(prepare_database(url, fresh=fresh))
+
+
+async def prepare_database(url: str, *, fresh: bool) -> str:
+    """Run the migrations, and fill an empty shop."""
+    engine = connect(url)
+    await migrate(engine, fresh=fresh)
+    await seed(progress=show_progress)
+    await engine.dispose()
+    return engine.dialect.name
+
+
+def start_provider() -> str:
+    """Serve the payment provider on a free port, from a thread; returns its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_provider(), log_config=None, access_log=False, lifespan="off")
+    serve = uvicorn.Server(config).run
+    threading.Thread(target=serve, args=([listening],), daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def show_progress(done: int, total: int) -> None:
+    """Draw a bar over itself on a terminal, or else lines."""
+    bar = ("#" * (20 * done // total)).ljust(20, ".")
+    on_terminal = sys.stdout.isatty()
+    end = "\r" if on_terminal and done < total else "\n"
+    show(f"Filling the shop [{bar}] {done} of {total} orders", end=end)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print to a person."""
+    print(text, end=end, flush=True)  # noqa: T201 - to a person
 
 
 if __name__ == "__main__":

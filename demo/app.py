@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.authentication import AuthenticationMiddleware
-from starlette.routing import Mount
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
 
-from demo import answers, api, pages
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.middleware import Middleware
+
+from demo import pages, problems, trials
 from demo.admin import create_admin
+from demo.api import accounts, live, orders, products
+from demo.api.schemas import Problem
+from demo.feed import feed
+from demo.limit import BodyLimit
+from demo.log import set_up_logging
+from demo.payments import provider
 from demo.request_log import RequestLog, TransactionNote
-from demo.shop import shop
-from demo.tokens import TokenBackend, Tokens, answer_bad_token
+from demo.settings import Settings
+from demo.shop import connect, shop
+from demo.tokens import Tokens
 from starlette_uow import UnitOfWorkMiddleware
 
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "description": "Nothing was written.",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    }
+}
 
-def create_app(secret_key: str) -> Starlette:
-    """Build the app. Its database is chosen by `demo.shop.connect()`.
+
+def start() -> FastAPI:
+    """Build the app from the environment: what each worker of `python -m demo` runs."""
+    settings = Settings.from_environment()
+    set_up_logging()
+    engine = connect(settings.database_url, pool_size=settings.pool_size)
+    provider.url = settings.payment_url
+    return create_app(settings.secret_key, engine)
+
+
+def create_app(secret_key: str, engine: AsyncEngine) -> FastAPI:
+    """Build the app, on the engine that `demo.shop.connect()` has made.
 
     The unit of work stands outside of everything that may use the database: so the token's user
     is loaded in the request's own transaction.
     """
-    tokens = Tokens(secret_key)
-    authentication = Middleware(
-        AuthenticationMiddleware, backend=TokenBackend(tokens), on_error=answer_bad_token
-    )
-    app = Starlette(
-        routes=[*pages.routes, Mount("/api", routes=api.routes, middleware=[authentication])],
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with feed.listen(engine):
+            yield
+
+    app = FastAPI(
+        title="Shop",
+        description="The demo of starlette-uow.",
+        version="1",
+        lifespan=lifespan,
         middleware=[
             Middleware(RequestLog),
             Middleware(UnitOfWorkMiddleware, uow=shop, exclude=["/health"]),
             Middleware(TransactionNote, uow=shop),
+            Middleware(BodyLimit, below="/api/"),
         ],
-        exception_handlers=answers.handlers,
+        exception_handlers=problems.handlers,  # type: ignore[arg-type]
     )
-    app.state.tokens = tokens
+    app.state.tokens = Tokens(secret_key)
+    for part in (accounts, products, orders, live):
+        app.include_router(part.router, responses=PROBLEMS)
+    app.include_router(trials.router)
+    app.include_router(pages.router)
     create_admin(secret_key).mount_to(app)
     return app

@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
-from string import Template
 
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+from starlette.templating import Jinja2Templates
 
-from demo.seed import ADMIN
-from demo.services import ordering
+from demo.seed import ADMIN, CLERK, CUSTOMER
+from demo.services import catalog, reports
 from demo.welcome import examples
 
-_page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+router = APIRouter(include_in_schema=False)
+
+templates = Jinja2Templates(Path(__file__).with_name("templates"))
+
+PEOPLE = (
+    (ADMIN, "all of the admin"),
+    (CLERK, "the admin, without money and accounts"),
+    (CUSTOMER, "the API"),
+)
+
+TRIALS = (
+    ("commit", "Order a pen", "The endpoint answers 201. It is committed first."),
+    ("dry-run", "Price an order", "The same code, and then doom(): 200, and nothing is kept."),
+    ("out-of-stock", "Run out of stock", "Halfway through the order: 409."),
+    ("exception", "Stumble", "The order is written; then comes a bug: 500."),
+    ("refused-commit", "Let the COMMIT fail", "The endpoint says 201, the database says no."),
+    ("redirect", "Hide the error", "The exception becomes a redirect. doom() tells the truth."),
+    ("leave", "Leave", "The client goes away while the order is being written."),
+    ("failing-stream", "Break a stream", "The transaction is open while the body is sent."),
+)
 
 
+@router.get("/")
 async def show_first_page(request: Request) -> Response:
-    """Answer what this is, what to try, and what is in stock."""
-    url = str(request.base_url).rstrip("/")
-    html = _page.substitute(
-        admin_email=escape(ADMIN.email),
-        admin_password=escape(ADMIN.password),
-        examples="".join(
-            f"<h3>{escape(does)}</h3><pre>{escape(line)}\n<samp>{escape(prints)}</samp></pre>"
-            for does, line, prints in examples(url)
-        ),
-        products="".join(
-            f"<tr><td><code>{escape(product.sku)}</code><td>{escape(product.name)}"
-            f"<td class=number>{product.price}<td class=number>{product.stock}"
-            for product in await ordering.products()
-        ),
-    )
-    return HTMLResponse(html)
+    """Answer what this is, how the shop does, and what to try."""
+    context = {
+        "summary": await reports.summary(),
+        "products": await catalog.page(),
+        "people": PEOPLE,
+        "trials": TRIALS,
+        "examples": examples(str(request.base_url).rstrip("/")),
+    }
+    return templates.TemplateResponse(request, "page.html", context)
 
 
-async def check_health(request: Request) -> Response:
+@router.get("/health")
+async def check_health() -> Response:
     """Answer that the process serves. It gets no unit of work."""
     return JSONResponse({"status": "ok"})
-
-
-routes = [
-    Route("/", show_first_page),
-    Route("/health", check_health),
-]

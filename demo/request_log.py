@@ -7,9 +7,12 @@ that the client gets, and `TransactionNote` inside, where the unit is.
 from __future__ import annotations
 
 import logging
+import re
+import secrets
 from time import perf_counter
 from urllib.parse import quote
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from starlette_uow import NoUnitError, UnitOfWork
@@ -17,38 +20,53 @@ from starlette_uow import NoUnitError, UnitOfWork
 NOTE = "transaction"
 """Where in `scope["state"]` the note is."""
 
+REQUEST_ID = "x-request-id"
+GOOD_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
+
 log = logging.getLogger("demo.requests")
 
 
 class RequestLog:
-    """Logs `POST /api/orders 201 committed 12 ms` once the app is done with a request."""
+    """Logs `POST /api/orders 201 committed 12 ms route=... request=...` for each request.
+
+    The client gets the request's id in a header; an id that it has sent is kept.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, and log it."""
+        """Serve one request, and log it once the app is done with it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if GOOD_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
         state[NOTE] = "no transaction"
-        status = 500  # what a server answers for an app that raises
+        answered: int | None = None
         started = perf_counter()
 
         async def send_and_remember(message: Message) -> None:
-            nonlocal status
+            nonlocal answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                answered = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
+        status = "left"  # the client, before there was an answer
         try:
             await self.app(scope, receive, send_and_remember)
+        except Exception:
+            status = "500"  # what a server answers for an app that raises
+            raise
         finally:
+            status = status if answered is None else str(answered)
             milliseconds = (perf_counter() - started) * 1000
             # Quoted, so that no path can write a second line.
             line = f"{scope['method']} {quote(scope['path'])} {status} {state[NOTE]}"
-            log.info("%s %.0f ms", line, milliseconds)
+            route = getattr(scope.get("route"), "path", "-")
+            log.info("%s %.0f ms route=%s request=%s", line, milliseconds, route, request_id)
 
 
 class TransactionNote:
@@ -84,6 +102,6 @@ class TransactionNote:
 
         try:
             await self.app(scope, receive, watch_and_send)
-        except Exception:
+        except BaseException:  # a client that leaves cancels
             watch()
             raise

@@ -1,9 +1,21 @@
-"""Where the demo keeps its data and its secret key."""
+"""Settings, read from environment variables.
+
+| variable       | default                     | what it is                                  |
+|----------------|-----------------------------|---------------------------------------------|
+| `DATABASE_URL` | PostgreSQL out of the wheel | `postgresql://...` or `sqlite:///...`       |
+| `POOL_SIZE`    | 5                           | connections to it, in each worker           |
+| `SECRET_KEY`   | made at the first start     | signs tokens and cookies                    |
+| `PAYMENT_URL`  | a provider of our own       | where cards are charged                     |
+| `DATA_FOLDER`  | `.data` (as root elsewhere) | where the data and the secret key are kept  |
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 from sqlalchemy.engine import make_url
 
@@ -17,13 +29,41 @@ DRIVERS = {
 """The async driver, for URLs that name none."""
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the app needs to know."""
+
+    database_url: str
+    secret_key: str
+    payment_url: str
+    pool_size: int = 5
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read them. `python -m demo` has set those that were missing."""
+        return cls(
+            database_url=database_url(),
+            secret_key=secret_key(),
+            payment_url=os.environ["PAYMENT_URL"],
+            pool_size=int(os.environ.get("POOL_SIZE", "5")),
+        )
+
+
+def data_folder() -> Path:
+    """Where the demo keeps what it has to keep."""
+    if given := os.environ.get("DATA_FOLDER"):
+        return Path(given).resolve()
+    return postgres.default_folder()
+
+
 def database_url(*, fresh: bool = False) -> str:
     """Read DATABASE_URL, or start PostgreSQL out of the wheel; `fresh` deletes its data."""
-    if given := os.environ.get("DATABASE_URL"):
-        url = make_url(given)
-        url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-        return url.render_as_string(hide_password=False)
-    return postgres.start(postgres.default_folder() / "postgres", fresh=fresh)
+    given = os.environ.get("DATABASE_URL")
+    if not given:
+        return postgres.start(data_folder() / "postgres", fresh=fresh)
+    url = make_url(given)
+    url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+    return url.render_as_string(hide_password=False)
 
 
 def secret_key(*, fresh: bool = False) -> str:
@@ -33,7 +73,7 @@ def secret_key(*, fresh: bool = False) -> str:
     """
     if given := os.environ.get("SECRET_KEY"):
         return given
-    file = postgres.default_folder() / "secret-key"
+    file = data_folder() / "secret-key"
     if fresh:
         file.unlink(missing_ok=True)
     if file.exists():

@@ -22,18 +22,20 @@ def examples(url: str) -> list[Example]:
     return [
         Example(
             "Log in, and keep the token:",
-            f"TOKEN=$(curl -s {url}/api/login -d '{login}' | cut -d '\"' -f 4); echo token: $TOKEN",
+            f"TOKEN=$(curl -s {url}/api/login --json '{login}' | cut -d '\"' -f 4)"
+            "; echo token: $TOKEN",
             "token: ...",
         ),
         Example(
             "Place an order. By the time you read 201, it is committed:",
             _order(url, "TEA", 2),
-            '{"reference":...,"total":"9.80"} 201',
+            '{"reference":...,"total":"9.80",...} 201',
         ),
         Example(
             "Order more than there is. The order was half written, and is gone:",
             _order(url, "LAMP", 5),
-            '{"error":"5 of \'LAMP\' ordered, 1 in stock. Nothing was written."} 409',
+            '{...,"status":409,"detail":"5 of \'LAMP\' ordered, 1 in stock. '
+            'Nothing was written.",...} 409',
         ),
     ]
 
@@ -47,8 +49,9 @@ def start_text(url: str, database: str) -> str:
 The demo shop of starlette-uow, on {database}.
 
 Open
-  {url}/       what this is, and what there is to buy
+  {url}/       what this is, with buttons that provoke each row of the rule
   {url}/admin  log in as {ADMIN.email}, password {ADMIN.password}
+  {url}/docs   the API
 
 Type
 {tries}
@@ -60,4 +63,4 @@ Ctrl+C stops the shop. Its data stays; start it with --fresh to begin anew.
 def _order(url: str, sku: str, quantity: int) -> str:
     body = json.dumps({"lines": [{"sku": sku, "quantity": quantity}]})
     token = '-H "Authorization: Bearer $TOKEN"'
-    return f"curl -s -w ' %{{http_code}}\\n' {url}/api/orders {token} -d '{body}'"
+    return f"curl -s -w ' %{{http_code}}\\n' {url}/api/orders {token} --json '{body}'"

@@ -1,0 +1,1 @@
+"""The JSON API. `/docs` describes it for people, `/openapi.json` for programs."""
