@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.templating import Jinja2Templates
 
 from demo.seed import ADMIN, CLERK, CUSTOMER
-from demo.services import catalog, reports
+from demo.services.catalog import catalog
+from demo.services.reports import reports
 from demo.welcome import examples
 
 router = APIRouter(include_in_schema=False)
@@ -18,7 +19,7 @@ templates = Jinja2Templates(Path(__file__).with_name("templates"))
 
 PEOPLE = (
     (ADMIN, "all of the admin"),
-    (CLERK, "the admin, without money and accounts"),
+    (CLERK, "the admin, but no money"),
     (CUSTOMER, "the API"),
 )
 

@@ -21,7 +21,8 @@ from demo.models import (
     Refund,
     now,
 )
-from demo.services import accounts, ordering
+from demo.services.accounts import accounts
+from demo.services.ordering import ordering
 from demo.shop import shop
 
 Progress = Callable[[int, int], None]
@@ -120,8 +121,12 @@ class Past:
     def order(self, back: int, orders: int) -> Order:
         """Make the order that is so many orders ago; later days have more of them."""
         random = self._fake.random
-        day = self._today - timedelta(days=1 + int(DAYS * (back / orders) ** 1.4 * 0.99))
-        at = day + timedelta(minutes=random.randint(7 * 60, 22 * 60), seconds=random.randint(0, 59))
+        days = int(DAYS * max(0, back / orders + random.uniform(-0.02, 0.02)) ** 1.2)
+        day = self._today - timedelta(days=days)
+        opens, closes = day + timedelta(hours=7), day + timedelta(hours=22)
+        if days == 0:
+            opens, closes = day, now()
+        at = opens + random.random() * (closes - opens)
         reference = f"{at:%Y%m%d}-{random.getrandbits(32):08x}"
         order = Order(reference=reference, customer=self._customer(at), created_at=at)
         for product in random.sample(self._products, random.choice((1, 1, 2, 2, 3, 4))):

@@ -25,7 +25,7 @@ from starlette.responses import (
 from demo.errors import OutOfStockError
 from demo.models import Order, Product, Trial, User
 from demo.seed import CUSTOMER
-from demo.services import ordering
+from demo.services.ordering import ordering
 from demo.shop import shop
 
 router = APIRouter(include_in_schema=False)

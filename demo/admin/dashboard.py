@@ -18,7 +18,7 @@ from starlette_admin.widgets import (
 )
 
 from demo.admin.login import is_manager
-from demo.services import reports
+from demo.services.reports import reports
 from demo.shop import shop
 
 DAYS = 30
@@ -32,7 +32,11 @@ async def show_dashboard(request: Request) -> BaseWidget:
     days = await reports.per_day(DAYS)
     money = is_manager(request)
     dates = [day.day.strftime("%d %b") for day in days]
-    options = {"xaxis": {"categories": dates, "tickAmount": 6, "labels": {"rotate": 0}}}
+    options = {
+        "chart": {"toolbar": {"show": False}},
+        "dataLabels": {"enabled": False},
+        "xaxis": {"categories": dates, "tickAmount": 3, "labels": {"rotate": 0}},
+    }
     orders = request.url_for("admin:list", key="order").path
     products = request.url_for("admin:list", key="product").path
     stats = [

@@ -11,7 +11,7 @@ from starlette_admin.exceptions import LoginFailed
 
 from demo.audit import actor
 from demo.errors import NotLoggedInError, ShopError
-from demo.services import accounts
+from demo.services.accounts import accounts
 
 
 @dataclass

@@ -25,7 +25,8 @@ from demo.admin.login import is_manager
 from demo.admin.views import MAX_STOCK, ShopView
 from demo.errors import ShopError
 from demo.models import PAYMENT_STATES, STATUSES, OrderLine, Payment
-from demo.services import ordering, paying
+from demo.services.ordering import ordering
+from demo.services.paying import paying
 
 
 class OrderLineInline(InlineModelView):
@@ -97,7 +98,13 @@ class OrderView(ShopView):
             "status", choices=STATUSES, read_only=True, exclude_from_create=True, disabled=True
         ),
         HasOne("campaign", key="campaign"),
-        StringField("coupon_code", label="Coupon", read_only=True, exclude_from_create=True),
+        StringField(
+            "coupon_code",
+            label="Coupon",
+            read_only=True,
+            exclude_from_list=True,
+            exclude_from_create=True,
+        ),
         DecimalField("discount", read_only=True, exclude_from_create=True, exclude_from_list=True),
         DecimalField("total", read_only=True, exclude_from_create=True),
         HasMany(

@@ -27,7 +27,7 @@ from starlette_admin.widgets import FieldRef
 from demo.admin.login import is_manager
 from demo.models import ROLES, now
 from demo.passwords import hash_password
-from demo.services import catalog
+from demo.services.catalog import catalog
 from demo.shop import shop
 from starlette_uow import current_session
 

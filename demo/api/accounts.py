@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from demo.api.caller import Caller, Login
 from demo.api.schemas import AccountOut, LoginIn, LoginOut
 from demo.models import User
-from demo.services import accounts
+from demo.services.accounts import accounts
 
 router = APIRouter(prefix="/api", tags=["account"])
 

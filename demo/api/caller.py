@@ -10,7 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from demo.audit import actor
 from demo.errors import NotAllowedError, NotLoggedInError
 from demo.models import Token, User
-from demo.services import accounts
+from demo.services.accounts import accounts
 
 bearer = HTTPBearer(auto_error=False, description="The token of `POST /api/login`.")
 

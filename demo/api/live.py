@@ -12,7 +12,7 @@ from demo.api.schemas import OrderOut
 from demo.errors import NotLoggedInError
 from demo.feed import feed
 from demo.models import User
-from demo.services import accounts
+from demo.services.accounts import accounts
 from demo.shop import shop
 
 router = APIRouter(prefix="/api")

@@ -25,7 +25,9 @@ from demo.api.schemas import (
     RefundOut,
 )
 from demo.models import Refund
-from demo.services import ordering, paying, reports
+from demo.services.ordering import ordering
+from demo.services.paying import paying
+from demo.services.reports import reports
 
 router = APIRouter(prefix="/api", tags=["orders"])
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Path, Query
 from demo.api.caller import Staff
 from demo.api.schemas import Code, ProductIn, ProductOut, ProductsOut, SummaryOut
 from demo.models import Product
-from demo.services import catalog, reports
+from demo.services.catalog import catalog
+from demo.services.reports import reports
 
 router = APIRouter(prefix="/api", tags=["products"])
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from demo.errors import NotLoggedInError, TooManyAttemptsError, WrongCredentialsError
 from demo.models import Customer, Token, User, now
 from demo.passwords import hash_password, verify_password
-from demo.shop import Shop
+from demo.shop import Shop, shop
 
 MAX_ATTEMPTS = 5
 """How many passwords may be tried for one account in a row."""
@@ -75,3 +75,6 @@ class Accounts:
                 await unit.tokens.revoke_all(token.user, now())
             else:
                 token.revoked_at = now()
+
+
+accounts = Accounts(shop)

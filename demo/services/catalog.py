@@ -9,7 +9,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from demo.errors import ChangedMeanwhileError, NotFoundError
 from demo.models import Product
-from demo.shop import Shop
+from demo.shop import Shop, shop
 
 
 class Catalog:
@@ -64,3 +64,6 @@ class Catalog:
                 raise NotFoundError(f"product {product_id}")
             product.reordered_at = None
         return product
+
+
+catalog = Catalog(shop)

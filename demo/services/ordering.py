@@ -16,9 +16,9 @@ from demo.errors import (
     UnknownProductError,
     WrongStateError,
 )
-from demo.feed import Feed
+from demo.feed import Feed, feed
 from demo.models import Customer, Order, OrderLine, Payment, Product, User, now
-from demo.shop import Shop
+from demo.shop import Shop, shop
 
 CENT = Decimal("0.01")
 
@@ -167,3 +167,6 @@ class Ordering:
         full = sum((x.unit_price * x.quantity for x in order.lines), Decimal("0.00"))
         order.discount = (full * percent / 100).quantize(CENT, ROUND_HALF_UP)
         order.total = full - order.discount
+
+
+ordering = Ordering(shop, feed)

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from demo.errors import NotFoundError, PaymentRefusedError, WrongStateError
 from demo.models import Order, Payment, Refund, User
-from demo.payments import Provider
+from demo.payments import Provider, provider
 from demo.shop import Shop, shop
 
 
@@ -86,3 +86,6 @@ class Paying:
             if payment.state in ("due", "sent") and key in (None, str(payment.id)):
                 return order, payment
         raise WrongStateError(f"The order {reference} is paid, or is being paid right now.")
+
+
+paying = Paying(shop, provider)

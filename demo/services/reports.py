@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncResult
 
 from demo.models import Order, Product, now
-from demo.shop import Shop
+from demo.shop import Shop, shop
 
 
 class Summary(NamedTuple):
@@ -65,3 +65,6 @@ class Reports:
         """Open a cursor on all lines of all orders. The transaction ends with the answer's body."""
         async with self._shop as unit:
             return await unit.orders.stream_lines()
+
+
+reports = Reports(shop)

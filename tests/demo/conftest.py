@@ -6,30 +6,40 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from demo import passwords
 from demo.app import create_app
-from demo.models import Base, create_tables
-from demo.seed import ADMIN, CUSTOMER, seed
+from demo.migrate import migrate
+from demo.models import Base
+from demo.payments import create_provider, provider
+from demo.seed import ADMIN, CLERK, CUSTOMER, Person, seed
 from demo.shop import sessions
 from tests.databases import Database
 
 QUICK = PasswordHash([Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)])
 """Hashes passwords within milliseconds: the tests make many, of which none is worth stealing."""
 
-Contents = Callable[[], Coroutine[Any, Any, dict[str, object]]]
+ORDERS = 12
+"""How many orders the shop of a test begins with."""
+
+OWN_UNITS = ("login_attempts", "tokens")
+"""Tables that a login writes, whatever becomes of the request."""
+
+Contents = Callable[[], Awaitable[dict[str, object]]]
+Count = Callable[[str], Awaitable[int]]
+LogIn = Callable[[Person], Awaitable[httpx.AsyncClient]]
 
 
 @pytest.fixture
@@ -39,25 +49,42 @@ async def app(
     """Fill a shop, and check at the end that nothing was logged as an error."""
     monkeypatch.setattr(passwords, "_hasher", QUICK)
     sessions.configure(bind=engine)
-    await create_tables(engine, fresh=True)
-    await seed()
-    yield create_app("not-a-secret")
+    await migrate(engine, fresh=True)
+    await seed(orders=ORDERS)
+    yield create_app("not-a-secret", engine)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
+        await connection.execute(text("DROP TABLE alembic_version"))
     sessions.configure(bind=None)
     assert [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture
 def contents(database: Database) -> Contents:
-    """Look through a second connection: the rows of each table, and the stock of the shop."""
+    """Look through a second connection: all rows of all tables, except those of logins."""
 
     async def look() -> dict[str, object]:
-        seen = {
-            name: await database.observer.scalar(f"select count(*) from {name}")
-            for name in Base.metadata.tables
-        }
-        return {**seen, "stock": await database.observer.scalar("select sum(stock) from products")}
+        seen = {}
+        for table in Base.metadata.sorted_tables:
+            if table.name not in OWN_UNITS:
+                columns = ", ".join(f'"{column.name}"' for column in table.columns)
+                row = f"row({columns})::text" if database.is_postgres else f"json_array({columns})"
+                joined = "string_agg(r, ' ' order by r)"
+                if not database.is_postgres:
+                    joined = "group_concat(r, ' ')"
+                sql = f"select {joined} from (select {row} as r from {table.name} order by 1) rows"
+                seen[table.name] = await database.observer.scalar(sql)
+        return seen
+
+    return look
+
+
+@pytest.fixture
+def count(database: Database) -> Count:
+    """Count rows through a second connection: `count("orders where status = 'paid'")`."""
+
+    async def look(what: str) -> int:
+        return int(str(await database.observer.scalar(f"select count(*) from {what}")))
 
     return look
 
@@ -70,12 +97,48 @@ async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-async def customer(client: httpx.AsyncClient) -> httpx.AsyncClient:
-    """Log a customer in."""
-    body = {"email": CUSTOMER.email, "password": CUSTOMER.password}
-    token = (await client.post("/api/login", json=body)).json()["token"]
-    client.headers["authorization"] = f"Bearer {token}"
-    return client
+async def log_in(app: Starlette) -> AsyncIterator[LogIn]:
+    """Log somebody in, and get a client of their own."""
+    clients: list[httpx.AsyncClient] = []
+
+    async def log_in(person: Person) -> httpx.AsyncClient:
+        client = connect(app)
+        clients.append(client)
+        body = {"email": person.email, "password": person.password}
+        token = (await client.post("/api/login", json=body)).json()["token"]
+        client.headers["authorization"] = f"Bearer {token}"
+        return client
+
+    yield log_in
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture
+async def customer(log_in: LogIn) -> httpx.AsyncClient:
+    """Call the shop as Ada, who buys."""
+    return await log_in(CUSTOMER)
+
+
+@pytest.fixture
+async def clerk(log_in: LogIn) -> httpx.AsyncClient:
+    """Call the shop as Chris, who ships."""
+    return await log_in(CLERK)
+
+
+@pytest.fixture
+async def manager(log_in: LogIn) -> httpx.AsyncClient:
+    """Call the shop as Alex, who may do everything."""
+    return await log_in(ADMIN)
+
+
+@pytest.fixture
+async def payment_provider() -> AsyncIterator[httpx.AsyncClient]:
+    """Serve a payment provider that thinks as fast as it can, and look into its ledger."""
+    async with serve(create_provider(thinks_for=0)) as url:
+        provider.url = url
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            yield client
 
 
 def connect(app: ASGIApp) -> httpx.AsyncClient:
@@ -86,7 +149,7 @@ def connect(app: ASGIApp) -> httpx.AsyncClient:
 @asynccontextmanager
 async def serve(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an app by uvicorn, in this event loop and on a free port."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="websockets-sansio")
     server = uvicorn.Server(config)
     # It listens already, so whoever connects before the server has started just waits.
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -98,11 +161,11 @@ async def serve(app: ASGIApp) -> AsyncIterator[str]:
             await serving
 
 
-async def log_in_to_admin(client: httpx.AsyncClient) -> str:
-    """Log the administrator in, and return the CSRF token for forms."""
+async def log_in_to_admin(client: httpx.AsyncClient, person: Person = ADMIN) -> str:
+    """Log somebody of the shop in, and return the CSRF token for forms."""
     page = await client.get("/admin/login")
     token = csrf_token(page)
-    form = {"username": ADMIN.email, "password": ADMIN.password, "csrftoken": token}
+    form = {"username": person.email, "password": person.password, "csrftoken": token}
     answer = await client.post("/admin/login", data=form)
     assert answer.status_code == 303, answer.text
     return token
@@ -113,3 +176,8 @@ def csrf_token(page: httpx.Response) -> str:
     found = re.search(r'name="csrftoken" value="([^"]+)"', page.text)
     assert found is not None
     return found[1]
+
+
+def order(*lines: tuple[object, object], **more: object) -> dict[str, object]:
+    """Write the body of an order."""
+    return {"lines": [{"sku": sku, "quantity": quantity} for sku, quantity in lines], **more}
