@@ -27,9 +27,10 @@ TRIALS = (
     ("commit", "Order a pen", "The endpoint answers 201. It is committed first."),
     ("dry-run", "Price an order", "The same code, and then doom(): 200, and nothing is kept."),
     ("out-of-stock", "Run out of stock", "Halfway through the order: 409."),
-    ("exception", "Stumble", "The order is written; then comes a bug: 500."),
+    ("exception", "Hit a bug", "The order is written; then comes an exception: 500."),
     ("refused-commit", "Let the COMMIT fail", "The endpoint says 201, the database says no."),
-    ("redirect", "Hide the error", "The exception becomes a redirect. doom() tells the truth."),
+    ("hide", "Hide an error", "Out of stock becomes a redirect. That would be a lie: 500."),
+    ("redirect", "Redirect", "The same in a savepoint, and doom(): the redirect is true."),
     ("leave", "Leave", "The client goes away while the order is being written."),
     ("failing-stream", "Break a stream", "The transaction is open while the body is sent."),
 )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any
@@ -64,12 +65,19 @@ async def refused_commit(request: Request, user: User, note: str) -> Response:
     return PlainTextResponse(f"order {order}, says the endpoint", 201)
 
 
-async def redirect(request: Request, user: User, note: str) -> Response:
-    """Turn the exception into a redirect, which looks like success from outside."""
-    try:
+async def hide(request: Request, user: User, note: str) -> Response:
+    """Turn the exception into a redirect, which looks like success: it is not let through."""
+    with contextlib.suppress(OutOfStockError):
         await ordering.place(user, {"PEN": 1, "SCREEN": 999}, note=note)
-    except OutOfStockError:
-        shop.doom("out of stock")
+    return RedirectResponse("/trials/sorry", 303)
+
+
+async def redirect(request: Request, user: User, note: str) -> Response:
+    """Do the same in a savepoint, which undoes what was half written: the redirect is true."""
+    with contextlib.suppress(OutOfStockError):
+        async with shop.savepoint():
+            await ordering.place(user, {"PEN": 1, "SCREEN": 999}, note=note)
+    shop.doom("out of stock")
     return RedirectResponse("/trials/sorry", 303)
 
 
@@ -108,6 +116,7 @@ KINDS: dict[str, Callable[[Request, User, str], Awaitable[Response]]] = {
     "out-of-stock": out_of_stock,
     "exception": exception,
     "refused-commit": refused_commit,
+    "hide": hide,
     "redirect": redirect,
     "leave": leave,
     "failing-stream": failing_stream,

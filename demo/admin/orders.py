@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import inspect
@@ -131,7 +132,7 @@ class OrderView(ShopView):
     async def before_create(self, request: Request, data: dict[str, Any], obj: Any) -> None:
         """Give the order a payment; its lines will say how much."""
         obj.note = obj.note or ""
-        obj.payments.append(Payment(amount=0))
+        obj.payments.append(Payment(amount=Decimal("0.00")))
 
     async def before_edit(self, request: Request, data: dict[str, Any], obj: Any) -> None:
         """Keep an empty note."""
