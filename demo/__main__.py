@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
+import contextlib
 import signal
-import socket
-import sys
-import threading
 
 import uvicorn
-
-from demo import settings
-from demo.log import set_up_logging
-from demo.migrate import migrate
-from demo.payments import create_provider
-from demo.seed import seed
-from demo.shop import connect
-from demo.welcome import start_text
 
 
 def main() -> None:
@@ -29,65 +17,34 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes to serve with")
     parser.add_argument("--fresh", action="store_true", help="delete the data of earlier runs")
     arguments = parser.parse_args()
-    set_up_logging()
     # Like Ctrl+C, so that PostgreSQL out of the wheel is stopped as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        dialect = prepare(fresh=arguments.fresh)
-        host = "127.0.0.1" if arguments.host in ("0.0.0.0", "::") else arguments.host
-        show(start_text(f"http://{host}:{arguments.port}", dialect))
-        uvicorn.run(
-            "demo.app:start",
-            factory=True,
-            host=arguments.host,
-            port=arguments.port,
-            workers=arguments.workers,
-            ws="websockets-sansio",
-            log_config=None,
-            access_log=False,
-        )
-    except KeyboardInterrupt:
-        pass
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(arguments)
 
 
-def prepare(*, fresh: bool = False) -> str:
-    """Make everything ready, and set the environment of the workers; returns the dialect."""
-    os.environ["DATABASE_URL"] = url = settings.database_url(fresh=fresh)
-    os.environ["SECRET_KEY"] = settings.secret_key(fresh=fresh)
-    if "PAYMENT_URL" not in os.environ:
-        os.environ["PAYMENT_URL"] = start_provider()
-    return asyncio.run(prepare_database(url, fresh=fresh))
+def serve(arguments: argparse.Namespace) -> None:
+    """Prepare, say what there is to see, and serve."""
+    # Not above: each worker imports this file before it answers uvicorn, which does not wait long.
+    from demo import app
+    from demo.log import set_up_logging
+    from demo.prepare import prepare, show
+    from demo.welcome import start_text
 
-
-async def prepare_database(url: str, *, fresh: bool) -> str:
-    """Run the migrations, and fill an empty shop."""
-    engine = connect(url)
-    await migrate(engine, fresh=fresh)
-    await seed(progress=show_progress)
-    await engine.dispose()
-    return engine.dialect.name
-
-
-def start_provider() -> str:
-    """Serve the payment provider on a free port, from a thread; returns its address."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_provider(), log_config=None, access_log=False, lifespan="off")
-    serve = uvicorn.Server(config).run
-    threading.Thread(target=serve, args=([listening],), daemon=True).start()
-    return f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
-def show_progress(done: int, total: int) -> None:
-    """Draw a bar over itself on a terminal, or else lines."""
-    bar = ("#" * (20 * done // total)).ljust(20, ".")
-    on_terminal = sys.stdout.isatty()
-    end = "\r" if on_terminal and done < total else "\n"
-    show(f"Filling the shop [{bar}] {done} of {total} orders", end=end)
-
-
-def show(text: str, end: str = "\n") -> None:
-    """Print to a person."""
-    print(text, end=end, flush=True)  # noqa: T201 - to a person
+    set_up_logging()
+    dialect = prepare(fresh=arguments.fresh)
+    host = "127.0.0.1" if arguments.host in ("0.0.0.0", "::") else arguments.host
+    show(start_text(f"http://{host}:{arguments.port}", dialect))
+    uvicorn.run(
+        f"{app.__name__}:{app.start.__name__}",
+        factory=True,
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers,
+        ws="websockets-sansio",
+        log_config=None,
+        access_log=False,
+    )
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ async def test_forged_token_is_refused(customer: httpx.AsyncClient, token: str) 
     good = customer.headers["authorization"]
     forged = f"Bearer {token}" if token else good[:-1] + ("a" if good[-1] != "a" else "b")
 
-    answer = await customer.get("/api/me", headers={"authorization": forged.encode("latin-1")})
+    answer = await customer.get("/api/me", headers={b"authorization": forged.encode("latin-1")})
 
     assert answer.status_code == 401
 
