@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-oldest check format docs bench clean
+.PHONY: help demo load test test-oldest check format docs bench clean
 
 help:
 	@echo "make demo     start the demo shop (ARGS=--fresh starts over)"
+	@echo "make load     let 50 clients buy in it for 30 seconds, and check the books"
 	@echo "make test     run the tests on PostgreSQL and SQLite"
 	@echo "make check    lint, format and types"
 	@echo "make format   format the code"
@@ -32,6 +33,9 @@ $(VENV)/tests: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 demo: $(VENV)/demo
 	@$(BIN)/python -m demo $(ARGS)
+
+load: $(VENV)/demo
+	@$(BIN)/python -m demo.load $(ARGS)
 
 test: $(VENV)/tests
 	$(BIN)/python -m pytest -n 3 $(ARGS)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
 
 _hasher = PasswordHash.recommended()
+_two_at_a_time = CapacityLimiter(2)
+"""Each takes a whole core and 64 MB: a flood of logins must not take all there is."""
 _NOBODYS_HASH = _hasher.hash("")
 
 
 async def hash_password(password: str) -> str:
     """Hash a password, with a salt of its own."""
-    return await to_thread.run_sync(_hasher.hash, password)
+    return await to_thread.run_sync(_hasher.hash, password, limiter=_two_at_a_time)
 
 
 async def verify_password(password: str, password_hash: str | None) -> bool:
@@ -19,5 +21,7 @@ async def verify_password(password: str, password_hash: str | None) -> bool:
 
     Without a hash it is not, and that takes just as long: so nobody learns who has an account.
     """
-    right = await to_thread.run_sync(_hasher.verify, password, password_hash or _NOBODYS_HASH)
+    right = await to_thread.run_sync(
+        _hasher.verify, password, password_hash or _NOBODYS_HASH, limiter=_two_at_a_time
+    )
     return right and password_hash is not None

@@ -193,9 +193,16 @@ class OrderRepository(Repository):
         self._session.add(order)
         await self._session.flush()
 
+    @staticmethod
+    def whole() -> Select[Order]:
+        """Ask for orders with what belongs to them."""
+        return select(Order).options(
+            selectinload(Order.lines), selectinload(Order.payments), selectinload(Order.customer)
+        )
+
     async def by_reference(self, reference: str, *, lock: bool = False) -> Order | None:
         """Find an order, and let nobody else change it if it is locked."""
-        statement = _whole_orders().where(Order.reference == reference)
+        statement = self.whole().where(Order.reference == reference)
         if lock:
             statement = statement.with_for_update(of=Order).execution_options(
                 populate_existing=True
@@ -204,13 +211,13 @@ class OrderRepository(Repository):
 
     async def by_id(self, order_id: int) -> Order | None:
         """Find an order."""
-        return await self._session.scalar(_whole_orders().where(Order.id == order_id))
+        return await self._session.scalar(self.whole().where(Order.id == order_id))
 
     async def reload(self, order_id: int) -> Order:
         """Read an order anew, with its coupon."""
         await self._session.flush()
         statement = (
-            _whole_orders()
+            self.whole()
             .where(Order.id == order_id)
             .options(selectinload(Order.coupon))
             .execution_options(populate_existing=True)
@@ -219,7 +226,7 @@ class OrderRepository(Repository):
 
     async def page(self, *, limit: int, before: int | None, of: Customer | None) -> Sequence[Order]:
         """List orders, the latest first: of one customer, or of all."""
-        statement = _whole_orders().order_by(Order.id.desc()).limit(limit)
+        statement = self.whole().order_by(Order.id.desc()).limit(limit)
         if before is not None:
             statement = statement.where(Order.id < before)
         if of is not None:
@@ -293,9 +300,3 @@ class RefundRepository(Repository):
         """Add up what went back for an order."""
         statement = select(func.sum(Refund.amount)).where(Refund.order_id == order.id)
         return await self._session.scalar(statement) or Decimal("0.00")
-
-
-def _whole_orders() -> Select[Order]:
-    return select(Order).options(
-        selectinload(Order.lines), selectinload(Order.payments), selectinload(Order.customer)
-    )
