@@ -135,7 +135,7 @@ def _work_in_units(admin: BaseAdmin, uow: UnitOfWork) -> None:
     for error in (IntegrityError, DataError, StaleDataError):
         admin.app.exception_handlers.setdefault(error, cast(UnitAdmin, admin).answer_refusal)
     for route in admin.app.routes:
-        if isinstance(route, Route) and route.name == "import":
+        if isinstance(route, Route) and route.name in ("import", "create", "edit"):
             route.app = request_response(_closing_uploads(route.endpoint))
     if isinstance(admin.index_view, DefaultIndexView):
         _prepend(UnitIndexView, admin.index_view, uow)
@@ -154,7 +154,7 @@ def _prepend(mixin: type, instance: Any, uow: UnitOfWork) -> None:
 
 
 def _closing_uploads(endpoint: Endpoint) -> Endpoint:
-    """Close the file of an import, which starlette-admin leaves to the garbage collector."""
+    """Close the files of a form, which starlette-admin leaves to the garbage collector."""
 
     async def closing_uploads(request: Request) -> Response:
         try:
