@@ -17,7 +17,9 @@ UnitOfWorkError
 ├── SessionDeadlockError        two tasks wait for each other
 ├── UnitDoomedError             a commit was asked for and is impossible
 ├── EndTimeoutError             the commit took too long and was given up
-└── CommitOutcomeUnknownError   the connection was lost during COMMIT
+├── CommitOutcomeUnknownError   the connection was lost during COMMIT
+├── SandboxError                a test asked for what its sandbox cannot do
+└── LeftOpenError               a test left something open
 """
 
 from __future__ import annotations
@@ -262,6 +264,109 @@ class CommitOutcomeUnknownError(UnitOfWorkError):
             f"The connection was lost while the unit of work of {unit} was being committed: it "
             f"is unknown whether it was. Look for its rows before you repeat it."
         )
+
+
+class SandboxError(UnitOfWorkError):
+    """A test asked for what its sandbox cannot do."""
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        super().__init__(f"{fact} {remedy}")
+
+    @classmethod
+    def nested(cls, holder: str) -> SandboxError:
+        """For a unit inside an open one, or a request inside a block of the test."""
+        return cls(
+            f"A second connection was asked for inside the unit of {holder}, which holds the one "
+            f"connection of the sandbox, so neither could ever go on.",
+            'End the outer unit first, or use `sandbox(uow, database="clone")`, where '
+            "`uow.new()` has a connection of its own as in production.",
+        )
+
+    @classmethod
+    def no_turn(cls, holder: str, timeout: float) -> SandboxError:
+        """For a unit that waited for another one of the test."""
+        return cls(
+            f"Units take turns on the one connection of a sandbox, and that of {holder} kept it "
+            f"for {timeout:g} seconds.",
+            'End it first, or use `sandbox(uow, database="clone")`.',
+        )
+
+    @classmethod
+    def other_loop(cls) -> SandboxError:
+        """For an app that a test client runs in another event loop."""
+        return cls(
+            "A sandbox belongs to the event loop of its test, and a connection was asked for in "
+            "another one. starlette.testclient.TestClient runs the app in a loop of its own, where "
+            "asyncpg's connections do not work.",
+            "Use httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) in an async test, or "
+            "give the fixture and the test the same loop scope.",
+        )
+
+    @classmethod
+    def lost(cls) -> SandboxError:
+        """For a sandbox whose transaction is gone."""
+        return cls(
+            "The connection of the sandbox was lost (a statement was cancelled while it ran, or "
+            "the database closed it), and with it all that the test had written.",
+            'Use `sandbox(uow, database="clone")` for a test of that.',
+        )
+
+    @classmethod
+    def twice(cls, engine: object) -> SandboxError:
+        """For an engine that is in a sandbox already."""
+        return cls(
+            f"{engine!r} is in a sandbox already, which holds every unit on it.",
+            "Open one sandbox for each engine.",
+        )
+
+    @classmethod
+    def too_late(cls, units: str) -> SandboxError:
+        """For units that were opened before."""
+        return cls(
+            f"A sandbox was opened while units of work were open: {units}.",
+            "Open the sandbox first: their transactions are outside of it.",
+        )
+
+    @classmethod
+    def unsupported(cls, what: str) -> SandboxError:
+        """For a definition whose engines a sandbox cannot take over."""
+        return cls(
+            f"A sandbox cannot take over {what}.",
+            "It works for the engines a sessionmaker is bound to, with asyncpg or aiosqlite.",
+        )
+
+    @classmethod
+    def in_use(cls, database: str, users: list[str]) -> SandboxError:
+        """For a database that cannot be copied."""
+        return cls(
+            f"The database {database!r} cannot be copied while somebody is connected to it: "
+            f"{', '.join(users)}.",
+            "Dispose your other engines, close your other clients, and give each process of "
+            "pytest-xdist a database of its own.",
+        )
+
+    @classmethod
+    def elsewhere(cls, engine: object) -> SandboxError:
+        """For an engine that makes its connections by a function of the user's."""
+        return cls(
+            f"{engine!r} went on connecting to the original database instead of its copy.",
+            "Let create_engine() make the connections, from the URL and `connect_args`.",
+        )
+
+
+class LeftOpenError(UnitOfWorkError):
+    """A test left units, tasks or connections open when its sandbox ended.
+
+    Attributes:
+        left: what, for people.
+    """
+
+    def __init__(self, left: list[str]) -> None:
+        super().__init__(
+            f"The test left open: {'; '.join(left)}. All of it was ended and rolled back. Await "
+            f"tasks, and leave blocks, before the sandbox ends; start what lives longer before it."
+        )
+        self.left = left
 
 
 def pool_note(unit: str, holders: list[str]) -> str:
