@@ -61,6 +61,12 @@ def postgres_url(server_url: str) -> str:
     return asyncio.run(create_database(server_url, f"starlette_uow_{os.getpid()}"))
 
 
+@pytest.fixture(scope="session")
+def source_url(server_url: str) -> str:
+    """A PostgreSQL database to be copied, so nobody stays connected to it."""
+    return asyncio.run(create_database(server_url, f"starlette_uow_source_{os.getpid()}"))
+
+
 @pytest.fixture(params=["postgresql", "sqlite"])
 async def database(
     request: pytest.FixtureRequest, postgres_url: str, tmp_path: Path, anyio_backend: str

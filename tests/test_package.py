@@ -33,6 +33,12 @@ ORDER = [
     "admin_files",
     "admin_views",
     "admin",
+    "fastapi",
+    "recorder",
+    "outer",
+    "clone",
+    "testing",
+    "pytest_plugin",
 ]
 
 
@@ -71,7 +77,9 @@ def test_all_is_sorted_and_complete() -> None:
     assert set(starlette_uow.__all__) == names
 
 
-@pytest.mark.parametrize("extra", ["starlette_admin", "itsdangerous", "asyncpg", "aiosqlite"])
+@pytest.mark.parametrize(
+    "extra", ["starlette_admin", "itsdangerous", "asyncpg", "aiosqlite", "fastapi", "pytest"]
+)
 def test_core_imports_no_extra(extra: str) -> None:
     """starlette, sqlalchemy and anyio are enough."""
     code = f"import sys; sys.modules[{extra!r}] = None; import starlette_uow"
