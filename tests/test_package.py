@@ -32,6 +32,7 @@ ORDER = [
     "middleware",
     "admin_files",
     "admin_views",
+    "handlers",
     "admin",
     "fastapi",
     "recorder",
