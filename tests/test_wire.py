@@ -29,6 +29,7 @@ from starlette_uow import (
     create_engine,
     current_session,
 )
+from tests.crowd import besiege
 from tests.models import Item, Part
 from tests.proxy import Fault, Match, answers, sends
 from tests.wire import (
@@ -315,3 +316,15 @@ async def test_idle_timeout_in_the_middle_of_a_unit(
 
 
 PIDS = "select pid from pg_stat_activity where application_name = $1"
+
+
+# --- a crowd -------------------------------------------------------------------------------------
+
+
+async def test_crowd_of_clients_while_the_wire_is_faulty(postgres_url: str, seen: Witness) -> None:
+    """A quarter of them leave. What each was told is held against the tables."""
+    siege = await besiege(postgres_url, seen, clients=20, seconds=4, every=0.4)
+
+    assert siege.violations == []
+    assert siege.unexpected_noise == {}
+    assert siege.ledger.words()["success"] > 0
