@@ -14,23 +14,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import Pool
-from sqlalchemy.util import greenlet_spawn
 
-from starlette_uow.ending import end_transaction, terminate
+from starlette_uow.ending import Ending, terminate
 from starlette_uow.errors import (
     CommitOutcomeUnknownError,
-    EndTimeoutError,
     SavepointOpenError,
     UnitDoomedError,
     UnitEndedError,
     pool_note,
 )
 from starlette_uow.gate import Hold, check_loop
-from starlette_uow.guard import TransactionState
 from starlette_uow.policy import Decision, Doom, Outcome, decide
-from starlette_uow.resolving import find_out
 from starlette_uow.session import UnitSession
-from starlette_uow.shield import GRACE, to_completion
 
 Callback = Callable[[], object]
 """Called after a transaction's end; if it returns an awaitable, that is awaited."""
@@ -308,7 +303,16 @@ class Unit:
         session = self._sync_session
         error: BaseException | None = None
         if session is not None and session.in_transaction():
-            error = await self._end(session, commit=commit)
+            self.outcome = None
+            error = await Ending(
+                session,
+                self.name,
+                commit=commit,
+                timeout=self._timeouts.end,
+                resolve_unknown=self._resolve_unknown,
+                reserved=self._reserved,
+                ended=self._ended,
+            ).run()
         else:
             self._ended(Outcome.COMMITTED if commit else Outcome.ROLLED_BACK)
         if error is None and decision is Decision.REFUSE:
@@ -318,85 +322,6 @@ class Unit:
             error = UnitDoomedError(doom)
             error.__cause__ = doom.cause
         return error
-
-    async def _end(self, session: UnitSession, *, commit: bool) -> BaseException | None:
-        state = session.transaction_state
-        expired, self.outcome = False, None
-
-        def expire() -> None:
-            nonlocal expired
-            expired = not state.commit_lost  # or the time goes into finding out
-            terminate(session.transaction_state.connections)
-
-        ended: list[tuple[Outcome, BaseException | None]] = []
-
-        async def end() -> None:
-            ended.append(await self._end_in_turn(session, commit=commit))
-
-        timeout = self._timeouts.end
-        grace = GRACE + timeout if self._resolve_unknown else GRACE
-        try:
-            await to_completion(end(), timeout=timeout, terminate=expire, grace=grace)
-        except asyncio.CancelledError:
-            if ended and ended[0][1] is not None:
-                # The caller is cancelled, and will hear nothing else.
-                name, (outcome, cause) = self.name, ended[0]
-                _log.error("The transaction of %s: %s.", name, outcome.value, exc_info=cause)
-            raise
-        outcome, cause = ended[0]
-        _log.debug("The transaction of %s: %s.", self.name, outcome.value)
-        error = cause
-        if outcome is Outcome.UNKNOWN and commit:
-            error = CommitOutcomeUnknownError(self.name)
-        elif expired and outcome is Outcome.ROLLED_BACK:
-            error = EndTimeoutError(self.name, timeout) if commit else None
-        if error is not None and error is not cause:
-            error.__cause__ = cause
-        return error
-
-    async def _end_in_turn(
-        self, session: UnitSession, *, commit: bool
-    ) -> tuple[Outcome, BaseException | None]:
-        """Take the turn before anybody who waits, so that no statement runs meanwhile.
-
-        A commit waits for the savepoints of other tasks; a rollback has no reason to.
-        """
-        try:
-            await session.gate.enter(first=True, over_holds=not commit)
-        except asyncio.CancelledError as cancelled:
-            # The event loop ends, or the statement of a stray task did not.
-            terminate(session.transaction_state.connections)
-            self._ended(Outcome.ROLLED_BACK)
-            return Outcome.ROLLED_BACK, cancelled
-        session.root_ended = _ignore
-        state = session.transaction_state
-        state.wants_trace = self._resolve_unknown
-        try:
-            outcome, error = await greenlet_spawn(end_transaction, session, commit=commit)
-            if outcome is Outcome.UNKNOWN and isinstance(error, Exception):
-                outcome = await self._find_out(state)
-                error = None if outcome is Outcome.COMMITTED else error
-        finally:
-            session.root_ended = self._root_ended
-            # Of another task's savepoint that was rolled back over.
-            session._trans_context_manager = None
-            if self._reserved is not None:
-                session.gate.keep(self._reserved)  # nobody else comes in before close()
-            session.gate.leave()
-        self._ended(outcome)
-        return outcome, error
-
-    async def _find_out(self, state: TransactionState) -> Outcome:
-        if state.trace is None:
-            return Outcome.UNKNOWN
-        engine = state.connections[0].engine
-        try:
-            outcome = await find_out(engine, state.trace, timeout=self._timeouts.end)
-        except asyncio.CancelledError:
-            return Outcome.UNKNOWN  # the event loop ends
-        if outcome is Outcome.COMMITTED:
-            _log.warning("%s: the connection was lost during COMMIT; it was committed.", self.name)
-        return outcome
 
     def _ended(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -465,10 +390,6 @@ class Unit:
             self.outcome = outcome  # that of the unit, which a callback does not change
         if error is not None:
             _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
-
-
-def _ignore(outcome: Outcome) -> None:
-    """The unit ends this transaction itself, and knows more about it."""
 
 
 def _inside(savepoint: SessionTransaction | None, other: SessionTransaction) -> bool:

@@ -525,7 +525,7 @@ async def test_end_of_the_loop_during_a_commit(
 
     task = asyncio.create_task(work())
     await slow_commit.reached()
-    ending = [t for t in asyncio.all_tasks() if "Unit._end" in repr(t)]
+    ending = [t for t in asyncio.all_tasks() if "Ending._end" in repr(t)]
 
     assert len(ending) == 1
     task.cancel()

@@ -298,7 +298,7 @@ async def test_end_of_the_loop_meanwhile(
         proxy.cut()
         await asked(proxy)
     proxy.statements.clear()
-    ending = [t for t in asyncio.all_tasks() if "Unit._end" in repr(t)]
+    ending = [t for t in asyncio.all_tasks() if "Ending._end" in repr(t)]
     ending[0].cancel()
     with pytest.raises(CommitOutcomeUnknownError):
         await task
