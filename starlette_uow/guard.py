@@ -123,6 +123,7 @@ def guard(engine: AsyncEngine | Engine) -> None:
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
     event.listen(sync_engine, "commit", _before_commit)
+    event.listen(sync_engine, "commit_twophase", _before_commit_prepared)
     event.listen(sync_engine, "rollback", _before_rollback)
     if sync_engine.dialect.driver == "asyncpg":
         event.listen(sync_engine, "invalidate", _close_asyncpg)
@@ -279,6 +280,11 @@ def _before_commit(connection: Connection) -> None:
     # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and what
     # became of the transaction is no secret.
     if not _is_closed(connection.connection.driver_connection):
+        state.commit_sent = True
+
+
+def _before_commit_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
+    if (state := _states.get(connection)) is not None:
         state.commit_sent = True
 
 

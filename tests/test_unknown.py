@@ -46,7 +46,7 @@ from tests.slow_commit import SlowCommit, slow_commits
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Nothing reaches its disk by itself, but what is committed."""
-    with Server(wal_writer_delay="10s", autovacuum="off") as server:
+    with Server(wal_writer_delay="10s", autovacuum="off", max_prepared_transactions=2) as server:
         yield server
 
 
@@ -530,6 +530,23 @@ async def test_transaction_on_two_databases(
             await uow.session.flush()
             await uow.session.execute(select(Part))
     await parts.dispose()
+
+
+async def test_two_phase_commit(
+    engine: AsyncEngine, proxy: Proxy, observer: PostgresObserver
+) -> None:
+    """It has no trace, as the transaction is over when it has been prepared."""
+    heard: list[str] = []
+    uow = UnitOfWork(async_sessionmaker(engine, twophase=True), resolve_unknown=True)
+    proxy.at(answers("COMMIT PREPARED"), Fault.CUT)
+
+    with pytest.raises(CommitOutcomeUnknownError):
+        async with uow:
+            uow.on_rollback(lambda: heard.append("rolled back"))
+            uow.session.add(Item(name="a"))
+
+    assert heard == []
+    assert await observer.names() == ["a"]
 
 
 # --- its price -----------------------------------------------------------------------------------
