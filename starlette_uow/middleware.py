@@ -216,6 +216,7 @@ class _Http(_Responder):
         self.held: list[Message] = []  # messages that wait until the transaction has ended
         self.passed = False  # the server has the start message
         self.complete = False  # the server has the last body message
+        self.client_left = False  # and the app knows, so that its body may be cut off
         self.refused: Exception | None = None  # what kept the answer from being committed
 
     async def serve(self) -> None:
@@ -234,10 +235,9 @@ class _Http(_Responder):
     async def serve_app(self, app: ASGIApp) -> None:
         """Run an app. When it returns, its answer is passed, or refused, or was incomplete."""
         try:
-            await app(self.scope, self.receive, self.send_after_commit)
+            await app(self.scope, self.receive_and_note, self.send_after_commit)
             if self.held and _is_last(self.held[-1]):
-                await self.settle_or_refuse()
-                await self.pass_held()
+                await self.end_body()
         except Exception:
             # Whatever the app made of _RefusedError, what refused the answer matters.
             if self.refused is None:
@@ -266,11 +266,23 @@ class _Http(_Responder):
             # raises only afterwards. If the task that used the session last is done, only the
             # app's return will tell which of the two this is.
             if not self.unit.last_task_is_done:
-                await self.settle_or_refuse()
-                await self.pass_held()
+                await self.end_body()
         else:
             self.held.append(message)
             await self.pass_held()
+
+    async def receive_and_note(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            self.client_left = True
+        return message
+
+    async def end_body(self) -> None:
+        # A StreamingResponse whose client left cuts its body off, and returns as if nothing had
+        # happened; BaseHTTPMiddleware then closes the body normally.
+        self.commit = self.commit and not self.client_left
+        await self.settle_or_refuse()
+        await self.pass_held()
 
     async def settle_or_refuse(self) -> None:
         try:

@@ -6,6 +6,7 @@ the table when it was sent.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -55,6 +56,11 @@ def answer(status: int, text: str, items: list[str], count: int) -> Events:
         ("body", text, True, items),
         ("body", "", False, items),
     ]
+
+
+async def fill(uow: UnitOfWork) -> None:
+    async with uow:
+        uow.session.add(Item(name="filled"))
 
 
 async def write(name: str) -> None:
@@ -724,6 +730,37 @@ async def test_app_that_breaks_off_its_body_loses_the_bodys_work(
 
     assert not exchange.is_complete
     assert await database.observer.names() == []
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["body", "stream"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_body_whose_client_left_in_the_middle_is_rolled_back(
+    uow: UnitOfWork, database: Database, count: int, streaming: bool
+) -> None:
+    """Starlette cuts it off, returns as if nothing had happened, and below a BaseHTTPMiddleware
+    the body even ends as if it were complete.
+    """
+    left: list[Exchange] = []
+
+    async def endpoint(request: Request) -> Response:
+        result = await uow.session.stream(select(Item), execution_options={"yield_per": 1})
+
+        async def body() -> AsyncIterator[str]:
+            yield "first"
+            await write("half")
+            left[0].disconnected.set()
+            await asyncio.Event().wait()
+
+        if not streaming:
+            await result.close()
+        return StreamingResponse(body())
+
+    await fill(uow)
+    left.append(Exchange(make_app(uow, endpoint, count), database.observer))
+    exchange = await left[0].run(asgi={"version": "3.0", "spec_version": "2.3"})
+
+    assert exchange.error is None
+    assert await database.observer.names() == ["filled"]
 
 
 async def test_path_send_ends_the_body(uow: UnitOfWork, database: Database) -> None:
