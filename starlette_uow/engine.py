@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -45,6 +47,27 @@ def create_engine(url: str, *, busy_timeout: float = 5.0, **kwargs: Any) -> Asyn
         _apply_sqlite_recipe(engine.sync_engine, busy_timeout)
     guard(engine)
     return engine
+
+
+async def dispose_engine(engine: AsyncEngine, deadline: float) -> None:
+    """Dispose an engine. A connection that is not closed at the deadline (of the event loop's
+    clock) is terminated: asyncpg would wait for ever for a server that does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def limit(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        if (terminate := getattr(record.driver_connection, "terminate", None)) is not None:
+            timers.append(loop.call_at(deadline, terminate))
+
+    pool = engine.sync_engine.pool
+    event.listen(pool, "close", limit)
+    try:
+        await engine.dispose()
+    finally:
+        event.remove(pool, "close", limit)
+        for timer in timers:
+            timer.cancel()
 
 
 def _apply_sqlite_recipe(engine: Engine, busy_timeout: float) -> None:

@@ -39,7 +39,7 @@ from starlette_uow.context import (
     open_units,
     without,
 )
-from starlette_uow.engine import READ_ONLY
+from starlette_uow.engine import READ_ONLY, dispose_engine
 from starlette_uow.errors import (
     BlockContextError,
     ConfigurationError,
@@ -492,18 +492,20 @@ class UnitOfWork:
         An in-memory SQLite database is left alone, because disposing would delete it.
 
         Args:
-            timeout: seconds to wait for open units; the engines are disposed all the same.
+            timeout: seconds until the open units are waited for no longer, and connections are
+                closed without a goodbye.
         """
+        deadline = anyio.current_time() + timeout
         if self._units:
             self._last_unit_ended = anyio.Event()
-            with anyio.move_on_after(timeout):
+            with anyio.CancelScope(deadline=deadline):
                 await self._last_unit_ended.wait()
             if self._units:
                 names = sorted(unit.name for unit in self._units)
                 _log.warning("Shutting down with open units of work: %s.", ", ".join(names))
         for engine in self._engines():
             if not isinstance(engine.pool, StaticPool):
-                await engine.dispose()
+                await dispose_engine(engine, deadline)
 
     # --- for the middlewares of this package -----------------------------------------------
 
