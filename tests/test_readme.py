@@ -16,6 +16,7 @@ import pytest
 import starlette_uow
 from demo.welcome import examples, start_text
 from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, create_engine, errors
+from starlette_uow.testing import sandbox
 from tests.test_server import serve
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -51,6 +52,7 @@ async def test_code_and_curl_lines(
                 asked += 1
     for block in BLOCKS[1:]:
         await run(block, namespace)
+    await namespace["test_created_items_are_found"]()
     await namespace["uow"].dispose()
 
     assert asked == 3
@@ -82,6 +84,7 @@ def test_every_option_and_error_is_listed() -> None:
         UnitOfWork.tasks,
         UnitOfWork.transactional,
         create_engine,
+        sandbox,
     ]
     options = {
         name
