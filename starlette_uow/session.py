@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, Result
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
@@ -48,8 +48,6 @@ OPERATIONS = (
     "refresh",
     "reset",
     "rollback",
-    "scalar",
-    "scalars",
 )
 """The methods of `Session` that may do I/O, besides those written out below."""
 
@@ -114,18 +112,16 @@ class UnitSession(Session):
         finally:
             self.gate.leave()
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """Execute in turn, and remember a result that streams."""
+    def _execute_internal(self, *args: Any, **kwargs: Any) -> Any:
+        # Where execute(), scalar() and scalars() meet, and what listeners invoke.
         gate = self.gate
         if not gate.try_enter():
             await_only(gate.enter())
         try:
-            result: Result[Any] = super().execute(*args, **kwargs)
+            result = super()._execute_internal(*args, **kwargs)
         finally:
             gate.leave()
-        options = kwargs.get("execution_options")
-        if options and options.get("stream_results"):  # as AsyncSession.stream() has it
-            self.streams.add(result, self.gate)
+        self.streams.note(result, gate)
         return result
 
     def add(self, instance: object, *args: Any, **kwargs: Any) -> None:

@@ -40,10 +40,20 @@ class Streams:
     def __init__(self) -> None:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
-    def add(self, result: Result[Any], gate: Gate) -> None:
-        """Fetch the rows of a result in turn from now on."""
-        cursor_result: Any = getattr(result, "raw", None) or result
-        if isinstance(cursor_result, CursorResult) and not cursor_result._soft_closed:
+    def note(self, result: object, gate: Gate) -> None:
+        """Fetch the rows of a result in turn from now on, if it has a cursor on the server.
+
+        All others have been fetched, and may be read outside of SQLAlchemy's greenlet.
+        """
+        if not isinstance(result, Result):
+            return  # of scalar(): an object whose attributes may be anything
+        cursor_result: Any = getattr(result, "raw", result)
+        if (
+            isinstance(cursor_result, CursorResult)
+            and not isinstance(cursor_result, _InTurn)  # a listener has executed it
+            and cursor_result.context._is_server_side
+            and not cursor_result._soft_closed
+        ):
             cls: Any = cursor_result.__class__
             cursor_result.__class__ = _in_turn(cls)
             cursor_result.__dict__["_stream"] = stream = Stream(gate)

@@ -37,6 +37,7 @@ from tests.scenarios import (
     Stage,
     content,
     fill,
+    query,
     statements,
     step,
 )
@@ -292,6 +293,50 @@ async def test_stream_may_be_closed_after_the_end(uow: UnitOfWork, database: Dat
         await result.fetchone()
 
     await result.close()
+
+
+@pytest.mark.parametrize("how", ["yield_per", "scalars", "option", "query", "listener"])
+async def test_rows_of_run_sync_are_fetched_in_turn(
+    uow: UnitOfWork, database: Database, how: str
+) -> None:
+    """Where they stream, however that was asked for."""
+    names = ", ".join(f"('{number}')" for number in range(300))
+    await query(database, f"insert into items (name) values {names}")
+    every = select(Item.id)
+    options = {"yield_per": 1}
+
+    def read(session: Session) -> int:
+        if how == "option":
+            return len(list(session.execute(every.execution_options(yield_per=1))))
+        if how == "query":
+            return len(list(session.query(Item.id).yield_per(1)))
+        if how == "scalars":
+            return len(list(session.scalars(every, execution_options=options)))
+        if how == "listener":
+            event.listen(session, "do_orm_execute", lambda state: state.invoke_statement())
+        return len(list(session.execute(every, execution_options=options)))
+
+    async def work() -> None:
+        for _ in range(5):
+            async with uow.savepoint():
+                await uow.session.execute(every.limit(1))
+
+    async with uow, uow.tasks() as tg:
+        await uow.session.execute(every.limit(1))
+        for _ in range(3):
+            tg.start_soon(work)
+        assert await uow.session.run_sync(read) == 300
+
+
+async def test_object_of_a_scalar_is_not_taken_for_a_result(
+    uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read of it, which could load what is deferred."""
+    monkeypatch.setattr(Item, "raw", property(lambda item: item / 0), raising=False)
+
+    async with uow:
+        uow.session.add(Item(name="a"))
+        assert isinstance(await uow.session.scalar(select(Item)), Item)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
