@@ -192,7 +192,10 @@ class Gate:
     def is_free(self) -> bool:
         """Whether the caller could enter now without waiting."""
         if self._task is not None:
-            return self._task is asyncio.current_task()
+            try:
+                return self._task is asyncio.current_task()
+            except RuntimeError:  # a worker thread that changes an object
+                return False
         return self.admits(_chain.get())
 
     def close(self, error: Callable[[], Exception]) -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from sqlalchemy import event
@@ -62,7 +62,6 @@ class UnitSession(Session):
         released: the savepoint that is being released just now.
         root_ended: called when a transaction (not a savepoint) has ended, with its outcome.
         streams: the streaming results that were handed out.
-        changed_meanwhile: objects that were changed while a flush ran.
         doomed: called when something was lost, with a reason and the error.
         savepoint_undone: called with each savepoint that was rolled back.
         engine_options: execution options for the engines this session draws from.
@@ -83,13 +82,13 @@ class UnitSession(Session):
         self.holds: dict[SessionTransaction, Hold] = {}
         self.released: SessionTransaction | None = None
         self._engines: dict[Engine, Engine] = {}
-        self._kept_back: list[tuple[InstanceState[Any], object, Chain]] = []
+        self._kept_back: list[_KeptBack] = []
         self.streams = Streams()
-        self.changed_meanwhile: set[InstanceState[Any]] = set()
 
     def adopt(self, name: str, *, wait_timeout: float) -> None:
         """Become the session of a unit."""
         self.gate = Gate(name, wait_timeout=wait_timeout)
+        self.identity_map._modified = _Changed(self)
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin in turn. A savepoint belongs to this task, and to the tasks started inside it."""
@@ -135,8 +134,23 @@ class UnitSession(Session):
         if self.gate.is_free() or state.session not in (None, self):  # which raises
             super()._save_or_update_state(state)
         else:
-            self._kept_back.append((state, state.obj(), self.gate.chain()))
-            self.gate.when_free = self._apply_kept_back
+            self.keep_back(state, changed=False)
+
+    def keep_back(self, state: InstanceState[Any], *, changed: bool) -> None:
+        """Add an object, or what was changed of it, when its task could enter."""
+        self._kept_back.append(_KeptBack(state, state.obj(), self.gate.chain(), changed))
+        self.gate.when_free = self._apply_kept_back
+
+    def changed_outside(self, savepoint: SessionTransaction) -> list[InstanceState[Any]]:
+        """Objects that tasks outside of a savepoint changed meanwhile."""
+        hold = self.holds.get(savepoint)
+        return [k.state for k in self._kept_back if k.changed and hold not in k.chain]
+
+    def expunge_all(self) -> None:
+        """Forget all objects."""
+        super().expunge_all()
+        if not self.gate.is_closed:
+            self.identity_map._modified = _Changed(self)
 
     @property
     @contextmanager
@@ -165,21 +179,49 @@ class UnitSession(Session):
         self.gate.when_free = None
         kept_back, self._kept_back = self._kept_back, []
         for entry in kept_back:
-            state, _, chain = entry
-            if self.gate.admits(chain):
+            if not self.gate.admits(entry.chain):
+                self._kept_back.append(entry)
+                self.gate.when_free = self._apply_kept_back
+            elif entry.changed:
+                # Or it was expired or expunged meanwhile.
+                if entry.state.modified and self.identity_map.contains_state(entry.state):
+                    set.add(self.identity_map._modified, entry.state)
+            else:
                 try:
-                    super()._save_or_update_state(state)
+                    super()._save_or_update_state(entry.state)
                 except Exception as error:
                     # Whoever gives the turn back just now has nothing to do with it.
                     self.doomed("an object could not be added to the session", error)
-            else:
-                self._kept_back.append(entry)
-                self.gate.when_free = self._apply_kept_back
 
     def set_engine_options(self, options: dict[str, Any]) -> None:
         """Choose the options for the transactions that begin from now on."""
         self.engine_options = options
         self._engines = {}
+
+
+class _KeptBack(NamedTuple):
+    """What a task did that could not enter, and could not wait either."""
+
+    state: InstanceState[Any]
+    instance: object  # keeps it alive
+    chain: Chain
+    changed: bool
+
+
+class _Changed(set[InstanceState[Any]]):
+    """The changed objects of a session. A change by a task that cannot enter is kept back: a
+    flush of those who can would write it inside their savepoint, and take it along when it fails.
+    """
+
+    def __init__(self, session: UnitSession) -> None:
+        super().__init__()
+        self._session = session
+
+    def add(self, state: InstanceState[Any]) -> None:
+        if self._session.gate.is_free():
+            super().add(state)
+        else:
+            self._session.keep_back(state, changed=True)
 
 
 class UnitTransaction(SessionTransaction):
@@ -204,6 +246,15 @@ class UnitTransaction(SessionTransaction):
             if self.parent is None:  # a savepoint asks its parent
                 self.session.pool_timed_out(error, bind)
             raise
+
+    def _restore_snapshot(self, dirty_only: bool = False) -> None:
+        # It expires every object that was changed, wherever.
+        spared = self.session.changed_outside(self)
+        for state in spared:
+            state.modified = False
+        super()._restore_snapshot(dirty_only)
+        for state in spared:
+            state.modified = True
 
     def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         gate = self.session.gate
@@ -280,21 +331,6 @@ for _name in OPERATIONS:
 def _after_transaction_create(session: UnitSession, transaction: SessionTransaction) -> None:
     if transaction.nested or transaction.parent is None:
         transaction.__class__ = UnitTransaction
-
-
-@event.listens_for(UnitSession, "after_flush")
-def _after_flush(session: UnitSession, context: Any) -> None:
-    # Objects that another task changed while this flush ran, without being part of it:
-    # SQLAlchemy takes the changes for those of a listener, and would drop them.
-    modified = session.identity_map._modified
-    session.changed_meanwhile = {state for state in modified if state not in context.states}
-    modified -= session.changed_meanwhile
-
-
-@event.listens_for(UnitSession, "after_flush_postexec")
-def _after_flush_postexec(session: UnitSession, context: Any) -> None:
-    session.identity_map._modified |= session.changed_meanwhile
-    session.changed_meanwhile = set()
 
 
 @event.listens_for(UnitSession, "after_begin")
