@@ -255,6 +255,41 @@ async def test_savepoint_in_a_cancelled_anyio_scope_is_ended(
     assert await database.observer.names() == ["kept"]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+async def test_savepoint_whose_end_is_cancelled_while_it_waits_for_the_turn_is_undone(
+    uow: UnitOfWork, database: Database, times: int
+) -> None:
+    """Left open, it would be committed with the unit. Its task ends only after it."""
+    opened, leave = asyncio.Event(), asyncio.Event()
+    children: list[asyncio.Task[None]] = []
+
+    async def child() -> None:
+        async with uow.savepoint():
+            opened.set()
+            await leave.wait()
+
+    async def victim() -> None:
+        async with uow.savepoint():
+            await uow.session.execute(insert(Item).values(name="victim"))
+            children.append(asyncio.create_task(child()))
+            await opened.wait()
+
+    async with uow:
+        task = asyncio.create_task(victim())
+        await opened.wait()
+        await step()
+        for _ in range(times):
+            task.cancel()
+            await step()
+            assert not task.done()
+        leave.set()
+        await asyncio.wait({task, *children})
+        uow.session.add(Item(name="kept"))
+
+    assert task.cancelled()
+    assert await database.observer.names() == ["kept"]
+
+
 async def test_savepoint_left_while_a_childs_is_open_waits_for_it(
     uow: UnitOfWork, database: Database
 ) -> None:
