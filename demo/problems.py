@@ -51,8 +51,6 @@ def problem(
     facts: Mapping[str, object] | None = None,
 ) -> Response:
     """Answer a problem, as text where a person asks."""
-    if request.url.path.startswith("/admin/_api/"):
-        return JSONResponse({"msg": detail}, 400)  # what the admin's own pages show
     if "text/html" in request.headers.get("accept", ""):
         return PlainTextResponse(detail, status, headers)
     title = HTTPStatus(status).phrase

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from markupsafe import escape
-from sqlalchemy import inspect, select
 from starlette.requests import Request
 from starlette_admin.actions import row_action
 from starlette_admin.contrib.sqla import ModelView
@@ -29,7 +28,6 @@ from demo.models import ROLES, now
 from demo.passwords import hash_password
 from demo.services.catalog import catalog
 from demo.shop import shop
-from starlette_uow import current_session
 
 MAX_STOCK = 1_000_000
 MAX_PRICE = 99_999_999
@@ -37,9 +35,11 @@ CATEGORIES = ("bags", "food", "furniture", "home", "kitchen", "office", "paper")
 
 
 class ShopView(ModelView):
-    """Shows objects by their `str()`, and explains a value that is taken before SQL fails."""
+    """Shows objects by their `str()`, and to each what their role may see.
 
-    unique_field: ClassVar[str | None] = None
+    What the database refuses, such as a value that is taken, is told in the form by the admin.
+    """
+
     for_managers: ClassVar[bool] = False
     read_only: ClassVar[bool] = False
     importable: ClassVar[bool] = False
@@ -73,16 +73,6 @@ class ShopView(ModelView):
         """Show an object in a picker."""
         return f"<span>{escape(str(obj))}</span>"
 
-    async def validate(self, request: Request, data: dict[str, Any]) -> None:
-        """Refuse a unique value that another object has."""
-        if self.unique_field is None or self.pk_attr is None or self.unique_field not in data:
-            return
-        has_it = getattr(self.model, self.unique_field) == data[self.unique_field]
-        key = getattr(self.model, self.pk_attr)
-        taken_by = await current_session().scalar(select(key).where(has_it))
-        if taken_by is not None and str(taken_by) != request.query_params.get("pk"):
-            raise FormValidationError({self.unique_field: "This is taken already."})
-
 
 class CustomerView(ShopView):
     """Customers, with an account or as guests."""
@@ -101,9 +91,11 @@ class CustomerView(ShopView):
 
 
 class ProductView(ShopView):
-    """Products. The stock moves by amounts: sales take from it, deliveries put into it."""
+    """Products. The stock moves by amounts: sales take from it, deliveries put into it.
 
-    unique_field = "sku"
+    The version in the form lets nobody overwrite what they have not seen.
+    """
+
     importable = True
     fields = (
         IntegerField("id", exclude_from_list=True),
@@ -136,12 +128,6 @@ class ProductView(ShopView):
     fields_default_sort = (("sku", False),)
     inline_editable_fields = ("price",)
 
-    async def before_edit(self, request: Request, data: dict[str, Any], obj: Any) -> None:
-        """Refuse a form that shows an older version than the one that it would overwrite."""
-        if inspect(obj).attrs.version.history.has_changes():
-            text = "Somebody changed this product meanwhile. Open it anew."
-            raise FormValidationError({"name": text})
-
     @row_action(
         name="deliver",
         text="Book a delivery",
@@ -162,7 +148,6 @@ class ProductView(ShopView):
 class CampaignView(ShopView):
     """Campaigns."""
 
-    unique_field = "code"
     show_pk_in_forms = True
     importable = True
     fields = (
@@ -174,7 +159,6 @@ class CampaignView(ShopView):
 class CouponView(ShopView):
     """Coupons."""
 
-    unique_field = "code"
     show_pk_in_forms = True
     fields = (
         StringField("code", maxlength=40, required=True),
@@ -188,7 +172,6 @@ class UserView(ShopView):
     """Accounts. A password can be set here, and its hash is never shown."""
 
     for_managers = True
-    unique_field = "email"
     fields = (
         IntegerField("id", exclude_from_list=True),
         StringField("email", input_type="email", maxlength=200, required=True),
