@@ -94,6 +94,7 @@ class OrderView(ShopView):
     fields = (
         IntegerField("id", exclude_from_list=True),
         StringField("reference", read_only=True, exclude_from_create=True),
+        DateTimeField("created_at", exclude_from_create=True, exclude_from_edit=True),
         HasOne("customer", key="customer", required=True),
         EnumField(
             "status", choices=STATUSES, read_only=True, exclude_from_create=True, disabled=True
@@ -117,7 +118,6 @@ class OrderView(ShopView):
             exclude_from_edit=True,
         ),
         TextAreaField("note", maxlength=500, exclude_from_list=True),
-        DateTimeField("created_at", exclude_from_create=True, exclude_from_edit=True),
     )
     inlines = (OrderLineInline,)
     searchable_fields = ("reference", "status", "coupon_code", "note")
