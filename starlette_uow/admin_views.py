@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -99,14 +98,12 @@ class UnitView(sqla.ModelView):
     async def _populate_obj(
         self, request: Request, obj: Any, data: dict[str, Any], is_edit: bool = False
     ) -> Any:
-        obj = await super()._populate_obj(request, obj, data, is_edit)
-        version = inspect(self.model).version_id_col
-        if is_edit and version is not None:
-            key = inspect(self.model).get_property_by_column(version).key
-            if data.get(key) is not None:
-                # What the form was made from: SQLAlchemy looks whether it still is the row's.
-                set_committed_value(obj, key, data[key])
-        return obj
+        mapper = inspect(self.model)
+        if is_edit and mapper.version_id_col is not None:
+            key = mapper.get_property_by_column(mapper.version_id_col).key
+            if data.get(key) not in (None, getattr(obj, key)):
+                raise self._form_error(request, Refusal(STALE))  # the form shows an older one
+        return await super()._populate_obj(request, obj, data, is_edit)
 
     async def handle_action(
         self, request: Request, selection: ActionSelection, name: str
