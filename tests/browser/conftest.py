@@ -29,6 +29,9 @@ from tests.databases import connect, create_database
 from tests.demo.conftest import csrf_token
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+"""Where the browser is, if there is one."""
+
 PATIENCE = 45.0
 """Seconds, for the demo to start and for a page to show what it should."""
 
@@ -57,17 +60,7 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> str:
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no browser here: `apt-get install chromium`, or set CHROMIUM to its path")
-    return found
-
-
-@pytest.fixture(scope="session")
-def demo_shop(
-    chromium: str, server_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shop]:
+def demo_shop(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """Start the demo as a user does. At its end, its log must not tell of any trouble."""
     folder = tmp_path_factory.mktemp("demo")
     database_url = asyncio.run(create_database(server_url, f"starlette_uow_browser_{os.getpid()}"))
@@ -113,12 +106,12 @@ def cookies(demo_shop: Shop) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def browser(chromium: str) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """A browser for each test: Playwright's event loop runs in this thread as long as it lives."""
     expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
         browser.close()
 

@@ -10,9 +10,13 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from demo.seed import ADMIN
-from tests.browser.conftest import PATIENCE, Shop
+from tests.browser.conftest import CHROMIUM, PATIENCE, Shop
 
 pytestmark = pytest.mark.timeout(300)
+
+if CHROMIUM is None:
+    text = "no browser here: `apt-get install chromium`, or set CHROMIUM to its path"
+    pytest.skip(text, allow_module_level=True)
 
 
 def choose(page: Page, field: str, search: str) -> None:
