@@ -69,7 +69,6 @@ async def _redirected(engine: AsyncEngine, database: str) -> AsyncGenerator[None
             raise SandboxError.other_loop()
 
     def connect(dialect: Dialect, record: object, args: Any, kwargs: Any) -> Any:
-        check_loop()
         if dialect.name == "sqlite":
             return dialect.connect(database, *args[1:], **kwargs)
         return dialect.connect(*args, **{**kwargs, "database": database})
