@@ -23,6 +23,7 @@ from starlette.responses import (
     StreamingResponse,
 )
 
+from demo.audit import actor
 from demo.errors import OutOfStockError
 from demo.models import Order, Product, Trial, User
 from demo.seed import CUSTOMER
@@ -138,6 +139,7 @@ async def try_rule(
         raise HTTPException(404, f"There is no trial {kind!r}.")
     user = await shop.users.by_email(CUSTOMER.email)
     assert user is not None
+    actor.set(user.email)
 
     async def note(outcome: str) -> None:
         async with shop.new() as unit:
