@@ -39,6 +39,8 @@ SERVED_APP = "starlette_uow.served_app"
 INTERNAL_ERROR = 1011
 """Close code of a websocket, https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1"""
 
+_CLOSE: Message = {"type": "websocket.close", "code": INTERNAL_ERROR, "reason": ""}
+
 
 class UnitOfWorkMiddleware:
     """Opens a unit of work for each request, and commits it before the client is answered.
@@ -293,7 +295,9 @@ class _Http(_Responder):
         except asyncio.CancelledError:
             # A server or time limit that would make an error of this has to see that the answer
             # to what was committed has begun: it can only break it off.
-            if self.commit and self.unit.outcome is Outcome.COMMITTED:
+            if self.commit and self.unit.outcome is not Outcome.ROLLED_BACK:
+                if self.unit.outcome is Outcome.UNKNOWN:  # then nobody may complete it, either
+                    self.held = [m for m in self.held if m["type"] == "http.response.start"]
                 with suppress(Exception):  # the cancellation goes on, whatever the server says
                     await self.pass_held()
             raise
@@ -355,9 +359,9 @@ class _WebSocket(_Responder):
             await self.end_handshake(commit=True)
         except asyncio.CancelledError:
             # As for an answer.
-            if self.unit.outcome is Outcome.COMMITTED:
+            if self.unit.outcome is not Outcome.ROLLED_BACK:
                 with suppress(Exception):
-                    await self.send(message)
+                    await self.send({**_CLOSE} if self.unit.outcome is Outcome.UNKNOWN else message)
             raise
         await self.send(message)
 
@@ -366,7 +370,7 @@ class _WebSocket(_Responder):
             await self.unit.settle(commit=commit)
         except Exception:
             self.unit.close()
-            await self.send({"type": "websocket.close", "code": INTERNAL_ERROR, "reason": ""})
+            await self.send({**_CLOSE})
             raise
         name = self.unit.name
         self.unit.close(lambda: WebSocketUnitError(name))

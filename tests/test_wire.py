@@ -29,9 +29,11 @@ from starlette_uow import (
     create_engine,
     current_session,
 )
-from tests.crowd import besiege
+from starlette_uow.context import open_units
+from tests.crowd import Client, besiege
 from tests.models import Item, Part
-from tests.proxy import Fault, Match, answers, sends
+from tests.proxy import Fault, Match, Proxy, Sender, answers, sends
+from tests.test_server import serve
 from tests.wire import (
     Blow,
     Witness,
@@ -44,7 +46,7 @@ from tests.wire import (
     violations,
     witness,
 )
-from tests.wire_app import ask, create, say_unknown, write
+from tests.wire_app import ask, broken_promises, create, make_app, say_unknown, write
 
 
 @pytest.fixture
@@ -78,6 +80,25 @@ async def test_what_a_lost_connection_comes_to(
 ) -> None:
     """Before COMMIT is sent, nothing is written; afterwards nobody knows, and nobody says so."""
     result = await strike(postgres_url, seen, "create", blow, where)
+
+    assert (result.told.word, bool(result.written)) == (word, is_written)
+    assert result.violations == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "where", "word", "is_written"),
+    [
+        ("create", answers("INSERT"), "failure", False),
+        ("create", answers("COMMIT"), "nothing", True),
+        ("stream", answers("COMMIT"), "nothing", True),
+        ("websocket", answers("COMMIT"), "unknown", True),
+    ],
+)
+async def test_request_that_is_cancelled_on_a_wire_that_stalls(
+    postgres_url: str, seen: Witness, scenario: str, where: Match, word: str, is_written: bool
+) -> None:
+    """The server makes a 500 of it only if nothing is written; otherwise it breaks off."""
+    result = await strike(postgres_url, seen, scenario, Fault.STALL, where)
 
     assert (result.told.word, bool(result.written)) == (word, is_written)
     assert result.violations == []
@@ -237,6 +258,41 @@ async def test_carelessness_is_noticed(
     kept.clear()
 
 
+# --- cancelled while it commits ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["create", "stream", "background"])
+@pytest.mark.parametrize("count", [0, 1])
+async def test_request_that_the_server_cancels_while_it_commits(
+    postgres_url: str, seen: Witness, scenario: str, count: int
+) -> None:
+    """The commit is carried through, and uvicorn must not answer 500 to it."""
+    committing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        committing.set()
+        await go_on.wait()
+
+    name = f"cancelled-{scenario}-{count}"
+    async with Proxy(postgres_url) as proxy:
+        uow = UnitOfWork(create_engine(proxy.url))
+        async with serve(make_app(uow, count), log_config=None) as server:
+            proxy.at(answers("COMMIT"), hold)
+            client = Client(server.port)
+            asked = asyncio.create_task(client.post(f"/{scenario}/{name}"))
+            await committing.wait()
+            for task in server.server_state.tasks:
+                task.cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            told = await asked
+            await client.leave()
+
+    written = await seen.units(name)
+    assert name in written
+    assert broken_promises(scenario, name, told.word, written) == []
+
+
 # --- timeouts of the server ----------------------------------------------------------------------
 
 
@@ -328,3 +384,31 @@ async def test_crowd_of_clients_while_the_wire_is_faulty(postgres_url: str, seen
     assert siege.violations == []
     assert siege.unexpected_noise == {}
     assert siege.ledger.words()["success"] > 0
+
+
+# --- the end of an app ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+async def test_dispose_is_bounded(postgres_url: str, seen: Witness, is_stalled: bool) -> None:
+    """Idle connections say goodbye. Those that cannot are closed without, all of them."""
+    user = f"dispose-{os.getpid()}"
+    connect_args = {"server_settings": {"application_name": user}}
+    async with Proxy(postgres_url) as proxy:
+        engine = create_engine(proxy.url, connect_args=connect_args)
+        uow = UnitOfWork(engine)
+        async with uow.new(), uow.new(), uow.new():
+            for frame in open_units():
+                await frame.session.connection()
+        assert engine.pool.checkedin() == 3  # type: ignore[attr-defined]
+        goodbyes = proxy.at(lambda m: m.kind == "X", Fault.PASS_AND_CUT, times=3)
+        if is_stalled:
+            proxy.stall(Sender.FRONTEND)
+
+        async with asyncio.timeout(5):
+            await uow.dispose(timeout=0.3)
+
+        assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+        assert is_stalled or goodbyes.sprung.is_set()
+        proxy.flow()
+        assert await eventually(lambda: seen.backends(user), []) == []

@@ -238,6 +238,8 @@ async def ask(app: ASGIApp, path: str) -> Told:
         await app(scope, receive, send)
     except (Exception, asyncio.CancelledError) as error:
         told.error = error
+        if told.status is None:  # what a server answers then, also for a request it cancelled
+            told.status = 500
     return told
 
 
