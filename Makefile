@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo load test test-oldest check format docs bench clean
+.PHONY: help demo load test test-oldest torture torture-oldest check format docs bench clean
 
 help:
 	@echo "make demo     start the demo shop (ARGS=--fresh starts over)"
 	@echo "make load     let 50 clients buy in it for 30 seconds, and check the books"
 	@echo "make test     run the tests on PostgreSQL and SQLite"
+	@echo "make torture  cancel requests at every step, for minutes"
 	@echo "make check    lint, format and types"
 	@echo "make format   format the code"
 	@echo "make docs     build the documentation into build/site"
@@ -40,6 +41,9 @@ load: $(VENV)/demo
 test: $(VENV)/tests
 	$(BIN)/python -m pytest -n 3 $(ARGS)
 
+torture: $(VENV)/tests
+	$(BIN)/python -m pytest -n 3 tests/torture $(ARGS)
+
 check: $(VENV)/tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -57,6 +61,9 @@ $(VENV)-oldest/tests: pyproject.toml constraints-oldest.txt
 
 test-oldest: $(VENV)-oldest/tests
 	$(VENV)-oldest/bin/python -m pytest -n 3 $(ARGS)
+
+torture-oldest: $(VENV)-oldest/tests
+	$(VENV)-oldest/bin/python -m pytest -n 3 tests/torture $(ARGS)
 
 $(VENV)/docs: $(VENV)/tests
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
