@@ -42,6 +42,7 @@ def serve(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         workers=arguments.workers,
         ws="websockets-sansio",
+        timeout_worker_healthcheck=30,  # a busy machine starts them slowly
         timeout_keep_alive=75,  # longer than proxies keep idle connections: they close first
         log_config=None,
         access_log=False,
