@@ -32,7 +32,7 @@ from tests.admin_app import (
 )
 from tests.admin_models import Base, Document, Seat
 from tests.databases import Database
-from tests.models import Item
+from tests.models import Item, Part
 
 MESSAGE = re.compile(
     r'(?:alert-description">|invalid-feedback[^>]*>|cross-errors[^>]*>\s*<div>|subtitle[^>]*>)([^<]+)'
@@ -165,6 +165,23 @@ async def test_inline_form_tells_what_the_database_refuses(site: Site, database:
     assert messages(response.text) == [TAKEN[database.name]]
     assert await database.observer.names() == ["a", "b"]
     assert await database.observer.scalar("select count(*) from parts") == 0
+
+
+async def test_refused_commit_takes_the_messages_of_the_inline_forms_with_it(
+    site: Site, database: Database
+) -> None:
+    """Their rows were added, until the COMMIT was asked for."""
+
+    @site.admin.events.on(AdminEvent.AFTER_CREATE)
+    async def add_stray(context: Any) -> None:
+        session_of(context.request).add(Part(item_id=999))
+
+    response = await site.post("/item/create", **item("c", parts=1))
+
+    [message] = messages(response.text)
+    assert response.status_code == (422 if database.is_postgres else 409)
+    assert "refused" in message
+    assert await database.observer.names() == ["a", "b"]
 
 
 @pytest.mark.parametrize("flushed", [True, False])
