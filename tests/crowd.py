@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette_uow import UnitOfWork, create_engine
 from starlette_uow.handlers import unavailable_handlers
 from tests.proxy import Fault, Proxy, answers, number, sends
+from tests.servers import Mode, Server
 from tests.test_server import serve
 from tests.wire import Witness, eventually
 from tests.wire_app import Told, broken_promises, make_app
@@ -94,11 +96,22 @@ class Client:
             await self.leave()
 
 
+async def post(port: int, path: str) -> Told:
+    """One request, on a connection of its own."""
+    client = Client(port)
+    try:
+        return await client.post(path)
+    finally:
+        await client.leave()
+
+
 @dataclass
 class Ledger:
     """What each client was told.
 
     Attributes:
+        prefix: of the units' names.
+        entries: what was asked for, the unit's name, and the answer.
         left: how many requests their clients gave up.
     """
 
@@ -110,7 +123,8 @@ class Ledger:
         """Hold it against the tables."""
         by_name: dict[str, dict[str, bool]] = {}
         for unit, whole in written.items():
-            by_name.setdefault("-".join(unit.split("-")[:3]), {})[unit] = whole
+            number = unit.removeprefix(f"{self.prefix}-").partition("-")[0]
+            by_name.setdefault(f"{self.prefix}-{number}", {})[unit] = whole
         broken = [
             violation
             for scenario, name, told in self.entries
@@ -137,9 +151,8 @@ class Ledger:
 _crowds = itertools.count(1)
 
 
-async def crowd(port: int, *, clients: int, seconds: float, seed: int) -> Ledger:
+async def crowd(port: int, ledger: Ledger, *, clients: int, seconds: float, seed: int) -> None:
     """Let so many clients ask for as long; every fourth request is given up at a random moment."""
-    ledger = Ledger(f"crowd-{os.getpid()}_{next(_crowds)}")
     numbers = itertools.count(1)
     clock = asyncio.get_running_loop().time
     end = clock() + seconds
@@ -150,16 +163,22 @@ async def crowd(port: int, *, clients: int, seconds: float, seed: int) -> Ledger
         while clock() < end:
             turn = next(numbers)
             scenario = scenarios[turn % len(scenarios)]
-            name = f"{ledger.prefix}-{turn}"  # what a request writes beside has a dash more
+            name = f"{ledger.prefix}-{turn}"
             leave_after = chance.expovariate(20) if chance.random() < 0.25 else None
             size = chance.choice([0, 10, 1000, 70_000, 200_000])
             told = await client.post(f"/{scenario}/{name}", size, leave_after=leave_after)
             ledger.left += leave_after is not None and not told.complete
             ledger.entries.append((scenario, name, told))
-        await client.leave()
+            if isinstance(told.error, ConnectionRefusedError):
+                return
 
-    await asyncio.gather(*(ask(Client(port)) for _ in range(clients)))
-    return ledger
+    async def ask_and_leave(client: Client) -> None:
+        try:
+            await ask(client)
+        finally:
+            await client.leave()
+
+    await asyncio.gather(*(ask_and_leave(Client(port)) for _ in range(clients)))
 
 
 @dataclass
@@ -186,6 +205,7 @@ class Siege:
         known = (
             "starlette_uow: A rollback failed",
             "starlette_uow: The transaction of %s",
+            "starlette_uow: %s: the connection was lost during COMMIT; it was committed.",
             "asyncio: socket.send() raised exception.",
         )
         return {line: n for line, n in self.noise.items() if not line.startswith(known)}
@@ -198,7 +218,15 @@ class Siege:
 
 
 async def besiege(
-    url: str, seen: Witness, *, clients: int, seconds: float, every: float, seed: int = 1
+    url: str,
+    seen: Witness,
+    *,
+    clients: int,
+    seconds: float,
+    every: float,
+    seed: int = 1,
+    server: Server | None = None,
+    **options: Any,
 ) -> Siege:
     """Let a crowd use an app under uvicorn while there is trouble on the wire to its database.
 
@@ -209,6 +237,8 @@ async def besiege(
         seconds: how long.
         every: seconds between two faults, on average.
         seed: of what is random.
+        server: to be restarted, too.
+        **options: of `UnitOfWork`.
     """
     user = f"crowd-{os.getpid()}-{next(_crowds)}"
     connect_args = {"timeout": 2, "server_settings": {"application_name": user}}
@@ -217,22 +247,24 @@ async def besiege(
             engine = create_engine(
                 proxy.url, pool_size=10, max_overflow=0, pool_timeout=5, connect_args=connect_args
             )
-            uow = UnitOfWork(engine, end_timeout=2)
+            uow = UnitOfWork(engine, **options)
             app = make_app(uow)
             app.exception_handlers.update(unavailable_handlers)
-            trouble = Trouble(proxy, seen, user, seed)
-            async with serve(app, log_config=None) as server:
+            trouble = Trouble(proxy, seen, user, seed, server)
+            async with serve(app, log_config=None) as app_server:
+                port = app_server.port
                 making = asyncio.create_task(trouble.make(every))
-                ledger = await crowd(server.port, clients=clients, seconds=seconds, seed=seed)
-                making.cancel()
-                await asyncio.wait([making])
-                await trouble.end()
-                calm = await asyncio.gather(*(_create(server.port, user) for _ in range(clients)))
+                ledger = Ledger(f"{user}-asked")
+                await crowd(port, ledger, clients=clients, seconds=seconds, seed=seed)
+                trouble.over.set()
+                await making
+                calm = [f"{user}-calm-{number}" for number in range(clients)]
+                told = await asyncio.gather(*(_insist(port, f"/create/{n}") for n in calm))
             written = await seen.units(ledger.prefix)
             violations = ledger.violations(written)
-            violations += [f"afterwards, {told} was told" for told in calm if told.status != 201]
-            if len(await seen.units(user)) != clients:
-                violations.append("afterwards, a unit was lost")
+            for name, word in zip(calm, (t.word for t in told), strict=True):
+                if word != "success" or name not in await seen.units(name):
+                    violations.append(f"afterwards, {word} was told to {name}")
             if taken := engine.pool.checkedout():  # type: ignore[attr-defined]
                 violations.append(f"{taken} connections were not given back")
             if uow._units:
@@ -242,14 +274,10 @@ async def besiege(
     return Siege(ledger, written, violations, noise, trouble.count)
 
 
-async def _create(port: int, prefix: str) -> Told:
-    client = Client(port)
-    name = f"{prefix}-{next(_crowds)}"
-    told = await client.post(f"/create/{name}")
-    if told.status == 503:  # by a connection that died in the pool
-        told = await client.post(f"/create/{name}")
-    await client.leave()
-    return told
+async def _insist(port: int, path: str) -> Told:
+    """Ask again after a 503: by a connection that died in the pool."""
+    told = await post(port, path)
+    return await post(port, path) if told.status == 503 else told
 
 
 @contextmanager
@@ -277,15 +305,20 @@ class Trouble:
 
     Attributes:
         count: how often each kind came.
+        over: set to stop it.
     """
 
-    def __init__(self, proxy: Proxy, seen: Witness, user: str, seed: int) -> None:
+    def __init__(
+        self, proxy: Proxy, seen: Witness, user: str, seed: int, server: Server | None
+    ) -> None:
         self.count: Counter[str] = Counter()
+        self.over = asyncio.Event()
+        self._server = server
         self._proxy = proxy
         self._seen = seen
         self._user = user
         self._chance = random.Random(seed)
-        self._kinds: list[Callable[[], Awaitable[None]]] = [
+        kinds: list[Callable[[], Awaitable[None]]] = [
             self.lose_a_commit,
             self.lose_an_answer_to_a_commit,
             self.cut_at_a_message,
@@ -294,19 +327,19 @@ class Trouble:
             self.refuse,
             self.terminate,
         ]
+        self._kinds = kinds if server is None else [*kinds, self.restart]
 
     async def make(self, every: float) -> None:
-        """Make trouble until cancelled, on average so many seconds apart."""
-        while True:
-            await asyncio.sleep(self._chance.expovariate(1 / every))
+        """Make trouble until it is over, on average so many seconds apart; then mend the wire."""
+        while not self.over.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._chance.expovariate(1 / every)):
+                    await self.over.wait()
+                    break
             kind = self._chance.choice(self._kinds)
             self.count[kind.__name__] += 1
             await kind()
-
-    async def end(self) -> None:
-        """Make the wire whole again."""
         self._proxy.flow()
-        await self._proxy.accept()
 
     async def lose_a_commit(self) -> None:
         self._proxy.at(sends("COMMIT"), self._any_cut())
@@ -329,6 +362,11 @@ class Trouble:
         self._proxy.refuse()
         await asyncio.sleep(self._chance.uniform(0.02, 0.2))
         await self._proxy.accept()
+
+    async def restart(self) -> None:
+        assert self._server is not None
+        mode: Mode = self._chance.choice(["fast", "immediate"])
+        await asyncio.to_thread(self._server.restart, mode)
 
     async def terminate(self) -> None:
         await self._seen.terminate(self._user, self._chance.randint(1, 3))

