@@ -166,7 +166,7 @@ def _in_transaction(driver_connection: Any) -> bool:
 
 
 def _is_closed(driver_connection: Any) -> bool:
-    """What asyncpg says; other drivers send a COMMIT to find out."""
+    """What asyncpg says; other drivers find out when they are used."""
     is_closed = getattr(driver_connection, "is_closed", None)
     return is_closed is not None and bool(is_closed())
 
@@ -175,7 +175,11 @@ def _discard_open_transaction(
     dbapi_connection: DBAPIConnection | None, record: ConnectionPoolEntry
 ) -> None:
     driver_connection = record.driver_connection
-    if dbapi_connection is not None and _in_transaction(driver_connection):
+    if dbapi_connection is None:
+        return
+    if _is_closed(driver_connection):  # asyncpg cannot say more of it
+        record.invalidate()
+    elif _in_transaction(driver_connection):
         _log.warning(
             "A connection came back to the pool inside a transaction, and was discarded: %r",
             driver_connection,
