@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import anyio
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
@@ -241,11 +242,21 @@ class UnitTransaction(SessionTransaction):
     def _connection_for_bind(self, bind: Any, *args: Any, **kwargs: Any) -> Connection:
         # The one place where every operation takes its connection.
         try:
-            return super()._connection_for_bind(bind, *args, **kwargs)
+            try:
+                return super()._connection_for_bind(bind, *args, **kwargs)
+            except DBAPIError as error:
+                # It was dead in the pool. Nothing has been done on it, and SQLAlchemy has
+                # discarded all that are as old.
+                if not (error.connection_invalidated and self._takes_it_from(bind)):
+                    raise
+                return super()._connection_for_bind(bind, *args, **kwargs)
         except PoolTimeoutError as error:
             if self.parent is None:  # a savepoint asks its parent
                 self.session.pool_timed_out(error, bind)
             raise
+
+    def _takes_it_from(self, bind: Any) -> bool:
+        return self.parent is None and isinstance(bind, Engine) and bind not in self._connections
 
     def _restore_snapshot(self, dirty_only: bool = False) -> None:
         # It expires every object that was changed, wherever.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from sqlalchemy import select, text
 from sqlalchemy.event import registry
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from starlette_uow import NotAsyncError, UnitOfWork, create_engine
+from starlette_uow import ConfigurationError, NotAsyncError, UnitOfWork, create_engine, postgres
 from starlette_uow.guard import guard
-from tests.databases import Database, create_tables
+from tests.databases import Database, connect, create_tables
 from tests.models import Item, Part
 
 
@@ -159,4 +161,158 @@ async def test_engine_with_execution_options_is_guarded_too(database: Database) 
         await uow.session.flush()
 
     assert await database.observer.names() == ["a"]
+    await engine.dispose()
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------
+
+SETTINGS = [
+    "application_name",
+    "idle_in_transaction_session_timeout",
+    "statement_timeout",
+    "client_connection_check_interval",
+]
+
+
+async def show(url: str, **options: Any) -> list[str]:
+    """What a connection of such an engine has them set to."""
+    engine = create_engine(url, **options)
+    async with engine.connect() as connection:
+        values = [
+            (await connection.execute(text(f"show {name}"))).scalar_one() for name in SETTINGS
+        ]
+    await engine.dispose()
+    return values
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["starlette-uow", "1min", "0", "1s"]),
+        (dict.fromkeys(SETTINGS), ["", "0", "0", "0"]),
+        (
+            dict(zip(SETTINGS, ["shop", 0.25, 30, 60.0], strict=True)),
+            ["shop", "250ms", "30s", "1min"],
+        ),
+        (
+            {"connect_args": {"server_settings": dict.fromkeys(SETTINGS, "7000")}},
+            ["7000", "7s", "7s", "7s"],
+        ),
+        (
+            {
+                "connect_args": {
+                    "server_settings": {
+                        "options": "-c idle_in_transaction_session_timeout=7000"
+                        " -c client_connection_check_interval=8000"
+                    }
+                }
+            },
+            ["starlette-uow", "7s", "0", "8s"],
+        ),
+    ],
+    ids=["defaults", "off", "chosen", "server_settings", "options"],
+)
+async def test_server_settings(
+    postgres_url: str, options: dict[str, Any], expected: list[str]
+) -> None:
+    """Ours, the user's keywords, and before both what the user tells the driver."""
+    assert await show(postgres_url, **options) == expected
+
+
+async def test_connect_args_are_kept(postgres_url: str) -> None:
+    """Ours come beside them, and theirs are not changed."""
+    connect_args = {"command_timeout": 12.5, "server_settings": {"jit": "off"}}
+    before = copy.deepcopy(connect_args)
+    engine = create_engine(postgres_url, connect_args=connect_args)
+
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        assert driver._config.command_timeout == 12.5
+        assert (await connection.execute(text("show jit"))).scalar_one() == "off"
+    await engine.dispose()
+
+    assert connect_args == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("a_setting_of_a_later_server", "1000"),  # as 13 sees this one
+        ("client_connection_check_interval", "-1"),  # as a platform that cannot do it refuses it
+    ],
+)
+async def test_server_that_cannot_check_its_clients(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """It is left out, and the connection works."""
+    monkeypatch.setattr(postgres, "CHECK_INTERVAL", name)
+    driver = await connect(postgres_url)
+
+    await postgres._set_check_interval(driver, value)
+
+    assert await driver.fetchval("show client_connection_check_interval") == "0"
+    await driver.close()
+
+
+@pytest.mark.parametrize("name", SETTINGS[1:])
+@pytest.mark.parametrize("value", [0, 0.0004, -1, float("nan"), float("inf"), 2147484, "30"])
+def test_timeouts_that_cannot_be_used(name: str, value: Any) -> None:
+    """Zero would mean "for ever" to the server."""
+    timeout: dict[str, Any] = {name: value}
+
+    with pytest.raises(ConfigurationError, match=f"`{name}`"):
+        create_engine("postgresql+asyncpg://", **timeout)
+
+
+def test_application_name_that_is_none() -> None:
+    """It has to be text."""
+    with pytest.raises(ConfigurationError, match="`application_name`"):
+        create_engine("postgresql+asyncpg://", application_name=7)  # type: ignore[arg-type]
+
+
+def test_negative_busy_timeout() -> None:
+    """SQLite would take it for none."""
+    with pytest.raises(ConfigurationError, match="`busy_timeout`"):
+        create_engine("sqlite+aiosqlite://", busy_timeout=-1)
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "postgresql+asyncpg://"])
+async def test_all_else_is_passed_on(url: str) -> None:
+    """To SQLAlchemy."""
+    engine = create_engine(url, echo=None, hide_parameters=True, poolclass=NullPool)
+
+    assert engine.sync_engine.hide_parameters
+    assert isinstance(engine.pool, NullPool)
+
+
+async def test_connection_that_comes_back_closed(postgres_url: str) -> None:
+    """By a hand that went past SQLAlchemy: the next one gets another."""
+    engine = create_async_engine(postgres_url, pool_size=1, max_overflow=0)
+    guard(engine)
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.close()
+
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("select 1"))).scalar_one() == 1
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("isolation_level", [None, "SERIALIZABLE", "AUTOCOMMIT"])
+async def test_nothing_is_open_after_use(database: Database, isolation_level: str | None) -> None:
+    """With an engine of its own isolation level, too, in a unit and beside it."""
+    options: dict[str, Any] = {"isolation_level": isolation_level} if isolation_level else {}
+    engine = create_engine(database.url, **options)
+    uow = UnitOfWork(engine)
+
+    async with engine.connect() as connection:
+        await connection.execute(select(Item))
+    async with engine.begin():
+        pass
+    async with uow:
+        await uow.session.execute(select(Item))
+
+    assert await database.observer.open_transactions() == []
     await engine.dispose()

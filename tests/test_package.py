@@ -20,6 +20,7 @@ ORDER = [
     "shield",
     "resolving",
     "guard",
+    "postgres",
     "engine",
     "stream",
     "session",

@@ -15,9 +15,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, create_engine, current_session
+from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, create_engine, current_session, guard
 from tests.asgi import http_scope, layers
 from tests.databases import Database, PostgresObserver
+from tests.proxy import Proxy
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 POOL_SIZE = 3
 REQUESTS = 30
@@ -66,7 +69,6 @@ async def in_cancel_scope(request: Run, cancel: asyncio.Event) -> None:
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("cancelled", [in_task, in_cancel_scope])
 @pytest.mark.parametrize("layer_count", [0, 1])
 async def test_a_storm_of_cancels(
@@ -106,3 +108,33 @@ async def test_a_storm_of_cancels(
 
     assert 1 <= most <= POOL_SIZE
     await engine.dispose()
+
+
+async def test_server_that_cannot_be_told(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is silent: a cancelled request waits so long, and then gives up the connection."""
+    monkeypatch.setattr(guard, "STOP_TIMEOUT", 0.2)
+    observer = database.observer
+    assert isinstance(observer, PostgresObserver)
+    async with Proxy(database.url) as proxy:
+        engine = create_engine(proxy.url, pool_size=1, max_overflow=0)
+        uow = UnitOfWork(engine)
+
+        async def work() -> None:
+            async with uow:
+                await uow.session.execute(text(f"select pg_advisory_xact_lock({NAP}, 1)"))
+                await uow.session.execute(text("select pg_sleep(30)"))
+
+        task = asyncio.create_task(work())
+        while not await napping(observer):
+            pass
+        proxy.stall()
+        task.cancel()
+        await asyncio.wait([task])
+        proxy.flow()
+
+        assert task.cancelled()
+        async with uow:
+            assert await uow.session.scalar(text("select 1")) == 1
+        await engine.dispose()

@@ -1,0 +1,68 @@
+"""A unit of one `select 1`, on PostgreSQL: what it costs to know that the connection is alive.
+
+Ours, and SQLAlchemy's `pool_pre_ping`, each against no check at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import os
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+
+from benchmarks.alternation import compare
+from demo import postgres
+from starlette_uow import UnitOfWork, create_engine
+
+SELECT = text("select 1")
+
+
+async def work(uow: UnitOfWork, calls: int) -> None:
+    """One transaction after another."""
+    for _ in range(calls):
+        async with uow:
+            await uow.session.execute(SELECT)
+
+
+def uow_of(engine: AsyncEngine) -> UnitOfWork:
+    """Units of an engine, which gets the guard wherever it comes from."""
+    return UnitOfWork(async_sessionmaker(engine, expire_on_commit=False))
+
+
+async def measure(url: str, *, pairs: int, calls: int) -> None:
+    """Print both ratios."""
+    unchecked = uow_of(create_async_engine(url))
+    checked = {
+        "create_engine()": uow_of(create_engine(url)),
+        "pool_pre_ping": uow_of(create_async_engine(url, pool_pre_ping=True)),
+    }
+    for name, uow in checked.items():
+        result = await compare(
+            functools.partial(work, unchecked),
+            functools.partial(work, uow),
+            pairs=pairs,
+            calls=calls,
+        )
+        print(result.report(name))  # noqa: T201 - to a person
+        await uow.dispose()
+    await unchecked.dispose()
+
+
+def main() -> None:
+    """Run with the server of BENCHMARK_DATABASE_URL, or that of the tests."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--calls", type=int, default=10)
+    options = parser.parse_args()
+    url = os.environ.get("BENCHMARK_DATABASE_URL") or postgres.start(
+        Path("/var/tmp/starlette-uow-tests")
+    )
+    asyncio.run(measure(url, pairs=options.pairs, calls=options.calls))
+
+
+if __name__ == "__main__":
+    main()
