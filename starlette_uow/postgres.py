@@ -110,7 +110,8 @@ async def _begin_in_time(adapter: Any, info: dict[str, Any]) -> None:
     info[LAST_BEGIN] = now
     try:
         await adapter._start_transaction()
-    except Exception as error:
+    except BaseException as error:
+        # BaseException: a cancelled BEGIN has nothing to stop on the server.
         # A connection that cannot begin is of no use, although it may be open: a statement that
         # went past SQLAlchemy still runs on it, say. That only a closed one is lost, and only
         # by an error of the driver, is what SQLAlchemy thinks.

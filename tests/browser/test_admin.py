@@ -165,7 +165,7 @@ def test_bad_rows_of_an_import_are_told_and_the_others_are_there(
     page.locator("#import-submit").click()
 
     expect(page.locator("#import-result-summary")).to_contain_text("2 created")
-    expect(page.locator("#import-result-errors")).to_contain_text("This is taken already.")
+    expect(page.locator("#import-result-errors")).to_contain_text("already exists")
     assert demo_shop.scalar("select count(*) from products where sku in ('JAR', 'JUG')") == 2
     assert demo_shop.scalar("select count(*) from products where name in ('Again', 'Mug')") == 0
 
