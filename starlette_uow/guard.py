@@ -29,7 +29,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from starlette_uow.errors import NotAsyncError, UnitDoomedError
@@ -129,8 +129,7 @@ def guard(engine: AsyncEngine | Engine) -> None:
         event.listen(sync_engine, "invalidate", _close_asyncpg)
     if sync_engine.dialect.name != "sqlite":
         return
-    event.listen(sync_engine, "do_connect", _open_sqlite)
-    _terminate_completely(sync_engine.dialect)
+    event.listen(sync_engine, "invalidate", _close_sqlite)
     if sync_engine not in with_begin_recipe:
         _log.warning(
             "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
@@ -198,38 +197,9 @@ def _close_asyncpg(
         _close_completely(driver, driver.close, driver.terminate, timeout=STOP_TIMEOUT)
 
 
-def _open_sqlite(
-    dialect: Any, record: ConnectionPoolEntry, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """aiosqlite drops what it opens if it is cancelled meanwhile, without closing it."""
-    opened: list[Any] = []
-
-    async def connect() -> None:
-        opened.append(await greenlet_spawn(dialect.connect, *args, **kwargs))
-
-    try:
-        await_only(to_completion(connect(), timeout=CLOSE_TIMEOUT, terminate=lambda: None))
-    except asyncio.CancelledError:
-        for dbapi_connection in opened:
-            _close_sqlite(dbapi_connection)
-        raise
-    return opened[0]
-
-
-def _terminate_completely(dialect: Any) -> None:
-    """Close what SQLAlchemy terminates: connections that are invalid, and those whose `connect`
-    listeners were cancelled, for which there is no event.
-    """
-    do_terminate = dialect.do_terminate
-
-    def close_and_terminate(dbapi_connection: Any) -> None:
-        _close_sqlite(dbapi_connection)
-        do_terminate(dbapi_connection)
-
-    dialect.do_terminate = close_and_terminate
-
-
-def _close_sqlite(dbapi_connection: Any) -> None:
+def _close_sqlite(
+    dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
+) -> None:
     """aiosqlite leaves the file locked if its close() is cancelled. SQLite does while a cursor of a
     closed connection is alive, in a traceback, say (https://www.sqlite.org/c3ref/close.html,
     "zombie"): so it is rolled back first.
