@@ -41,6 +41,8 @@ INTERNAL_ERROR = 1011
 
 _CLOSE: Message = {"type": "websocket.close", "code": INTERNAL_ERROR, "reason": ""}
 
+_PERHAPS_WRITTEN = {Outcome.COMMITTED, Outcome.UNKNOWN}
+
 
 class UnitOfWorkMiddleware:
     """Opens a unit of work for each request, and commits it before the client is answered.
@@ -295,7 +297,7 @@ class _Http(_Responder):
         except asyncio.CancelledError:
             # A server or time limit that would make an error of this has to see that the answer
             # to what was committed has begun: it can only break it off.
-            if self.commit and self.unit.outcome is not Outcome.ROLLED_BACK:
+            if self.commit and self.unit.outcome in _PERHAPS_WRITTEN:
                 if self.unit.outcome is Outcome.UNKNOWN:  # then nobody may complete it, either
                     self.held = [m for m in self.held if m["type"] == "http.response.start"]
                 with suppress(Exception):  # the cancellation goes on, whatever the server says
@@ -359,7 +361,7 @@ class _WebSocket(_Responder):
             await self.end_handshake(commit=True)
         except asyncio.CancelledError:
             # As for an answer.
-            if self.unit.outcome is not Outcome.ROLLED_BACK:
+            if self.unit.outcome in _PERHAPS_WRITTEN:
                 with suppress(Exception):
                     await self.send({**_CLOSE} if self.unit.outcome is Outcome.UNKNOWN else message)
             raise
