@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -25,13 +25,17 @@ class Hold:
     Attributes:
         task: who opened it; None when it is over.
         what: for messages.
+        undoes: whether its end may undo what was done inside it, as a savepoint's may.
     """
 
-    __slots__ = ("_on_done", "task", "what")
+    __slots__ = ("_on_done", "task", "undoes", "what")
 
-    def __init__(self, task: Task, what: str, on_done: Callable[[Task], object]) -> None:
+    def __init__(
+        self, task: Task, what: str, on_done: Callable[[Task], object], *, undoes: bool
+    ) -> None:
         self.task: Task | None = task
         self.what = what
+        self.undoes = undoes
         self._on_done: Callable[[Task], object] | None = on_done
         task.add_done_callback(on_done)
 
@@ -190,13 +194,13 @@ class Gate:
                 self._give()
 
     def is_free(self) -> bool:
-        """Whether the caller could enter now without waiting."""
+        """Whether what the caller adds now is beside nobody else's operation or savepoint."""
         if self._task is not None:
             try:
                 return self._task is asyncio.current_task()
             except RuntimeError:  # a worker thread that changes an object
                 return False
-        return self.admits(_chain.get())
+        return not self._holds or self.is_safe(_chain.get())
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Refuse every later turn, and those who wait, with the error that `error()` makes."""
@@ -222,16 +226,16 @@ class Gate:
 
     # --- holds -----------------------------------------------------------------------------
 
-    def hold(self, what: str) -> Hold:
+    def hold(self, what: str, *, undoes: bool = True) -> Hold:
         """Keep the session for the caller, who has the turn, and for the tasks it starts."""
-        hold = self.reserve(what)
+        hold = self.reserve(what, undoes=undoes)
         self.keep(hold)
         return hold
 
-    def reserve(self, what: str) -> Hold:
+    def reserve(self, what: str, *, undoes: bool = True) -> Hold:
         """Make a hold for the caller, which begins when somebody calls `keep()` with it."""
         # wait_for(cm.__aenter__()) opens a savepoint in a task that is then gone.
-        hold = Hold(self._current_task(), what, lambda _: self._give())
+        hold = Hold(self._current_task(), what, lambda _: self._give(), undoes=undoes)
         _chain.set((*(h for h in _chain.get() if h.task is not None), hold))
         return hold
 
@@ -240,17 +244,14 @@ class Gate:
         if hold not in self._holds:
             self._holds.append(hold)
 
-    def release(self, hold: Hold, *, alone: bool = False) -> None:
+    def release(self, hold: Hold) -> None:
         """End a hold, and those that were opened inside it: a savepoint takes its inner ones along.
 
-        Args:
-            hold: to end.
-            alone: keep what was opened inside it. A savepoint that outlives an exclusive block is
-                its task's all the same.
+        A savepoint that outlives an exclusive block is its task's all the same.
         """
         if hold in self._holds:
             inner = self._holds[self._holds.index(hold) + 1 :]
-            for ended in (hold,) if alone else (hold, *inner):
+            for ended in (hold, *inner) if hold.undoes else (hold,):
                 ended.end()
                 self._holds.remove(ended)
             self._forget_ended()
@@ -266,6 +267,10 @@ class Gate:
         top = self._top()
         return top is None or top in chain
 
+    def is_safe(self, chain: Chain) -> bool:
+        """Whether no hold can undo what a task with this chain adds, but those it is inside of."""
+        return all(hold in chain for hold in self._alive() if hold.undoes)
+
     # --- private ---------------------------------------------------------------------------
 
     @staticmethod
@@ -273,12 +278,12 @@ class Gate:
         """Leave no hold in the caller's context that is over."""
         _chain.set(tuple(h for h in _chain.get() if h.task is not None))
 
+    def _alive(self) -> Iterator[Hold]:
+        """The holds, the innermost first. One whose task is done is nobody's."""
+        return (h for h in reversed(self._holds) if h.task is not None and not h.task.done())
+
     def _top(self) -> Hold | None:
-        """The innermost hold. One whose task is done is nobody's."""
-        for hold in reversed(self._holds):
-            if hold.task is not None and not hold.task.done():
-                return hold
-        return None
+        return next(self._alive(), None)
 
     def _give(self) -> None:
         if self._task is not None:

@@ -138,7 +138,7 @@ class UnitSession(Session):
             self.keep_back(state, changed=False)
 
     def keep_back(self, state: InstanceState[Any], *, changed: bool) -> None:
-        """Add an object, or what was changed of it, when its task could enter."""
+        """Add an object, or what was changed of it, when nothing of another task's can undo it."""
         self._kept_back.append(_KeptBack(state, state.obj(), self.gate.chain(), changed))
         self.gate.when_free = self._apply_kept_back
 
@@ -180,7 +180,7 @@ class UnitSession(Session):
         self.gate.when_free = None
         kept_back, self._kept_back = self._kept_back, []
         for entry in kept_back:
-            if not self.gate.admits(entry.chain):
+            if not self.gate.is_safe(entry.chain):
                 self._kept_back.append(entry)
                 self.gate.when_free = self._apply_kept_back
             elif entry.changed:
@@ -201,7 +201,7 @@ class UnitSession(Session):
 
 
 class _KeptBack(NamedTuple):
-    """What a task did that could not enter, and could not wait either."""
+    """What a task did beside another's operation or savepoint, without a way to wait."""
 
     state: InstanceState[Any]
     instance: object  # keeps it alive
@@ -210,8 +210,8 @@ class _KeptBack(NamedTuple):
 
 
 class _Changed(set[InstanceState[Any]]):
-    """The changed objects of a session. A change by a task that cannot enter is kept back: a
-    flush of those who can would write it inside their savepoint, and take it along when it fails.
+    """The changed objects of a session. A change beside another task's savepoint is kept back:
+    a flush in there would write it, and the savepoint take it along when it fails.
     """
 
     def __init__(self, session: UnitSession) -> None:

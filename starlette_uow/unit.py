@@ -206,13 +206,13 @@ class Unit:
         gate = cast(UnitSession, self.session.sync_session).gate
         await gate.enter()
         try:
-            hold = gate.hold("an exclusive block")
+            hold = gate.hold("an exclusive block", undoes=False)
         finally:
             gate.leave()
         try:
             yield
         finally:
-            gate.release(hold, alone=True)
+            gate.release(hold)
 
     # --- the transaction -------------------------------------------------------------------
 

@@ -82,6 +82,30 @@ async def test_parent_and_child_are_joined_beside_a_savepoint(
     assert ("item", 1) in await content(database)
 
 
+async def test_parent_and_child_are_joined_beside_an_exclusive_block(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """The block can undo nothing, so nothing has to wait for its end, and its flush writes both."""
+    opened, leave = asyncio.Event(), asyncio.Event()
+
+    async def other() -> None:
+        async with uow.exclusive():
+            opened.set()
+            await leave.wait()
+            await uow.session.flush()
+
+    async with uow:
+        item = await make_item(uow)
+        item.name = "changed"
+        async with uow.tasks() as tg:
+            tg.start_soon(other)
+            await opened.wait()
+            uow.session.add(Part(item=item))
+            leave.set()
+
+    assert await content(database) == [("changed", 1)]
+
+
 async def test_object_changed_and_expunged_beside_a_savepoint(
     uow: UnitOfWork, database: Database
 ) -> None:
