@@ -5,13 +5,14 @@ BEGIN that finds out whether the connection is alive.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
+import weakref
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
@@ -20,11 +21,13 @@ CHECK_INTERVAL = "client_connection_check_interval"
 LAST_BEGIN = "starlette_uow_last_begin"
 """Key in a pooled connection's info: when its last transaction began."""
 
-IDLE_AFTER = 0.5
-"""Seconds after which a connection may have lost its peer without a word, to a firewall, say."""
+TRUSTED_FOR = 0.01
+"""Seconds after that for which the connection counts as alive. No server restarts so fast, and a
+pool that is as busy as that would feel what a BEGIN by itself costs: the greenlet waits once more.
+"""
 
 BEGIN_TIMEOUT = 5.0
-"""Seconds for the BEGIN of such a connection."""
+"""Seconds for a BEGIN by itself. A firewall that has forgotten the connection answers nothing."""
 
 CAN_BEGIN = all(
     hasattr(AsyncAdapt_asyncpg_connection, name) for name in ("_start_transaction", "_transaction")
@@ -62,18 +65,19 @@ def create_asyncpg_engine(url: str, settings: dict[str, str | None], **kwargs: A
         kwargs.setdefault("pool_pre_ping", True)
     engine = create_async_engine(url, connect_args=connect_args, **kwargs)
 
-    def connect(dbapi_connection: Any, record: object) -> None:
-        await_only(_set_check_interval(dbapi_connection.driver_connection, check_interval))
+    def connect(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        driver = dbapi_connection.driver_connection
+        driver.add_termination_listener(functools.partial(_replace, weakref.ref(record)))
+        if check_interval is not None:
+            await_only(_set_check_interval(driver, check_interval))
 
-    if check_interval is not None:
-        event.listen(engine.sync_engine, "connect", connect)
-    event.listen(engine.sync_engine, "checkout", _check_open)
+    event.listen(engine.sync_engine, "connect", connect)
     if CAN_BEGIN:
         engine.dialect.do_begin = _begin  # type: ignore[assignment] # of this engine alone
     return engine
 
 
-async def _set_check_interval(driver: Any, milliseconds: str | None) -> None:
+async def _set_check_interval(driver: Any, milliseconds: str) -> None:
     # Not a startup parameter: a server that does not know it, or whose platform cannot do it,
     # would refuse the connection.
     try:
@@ -85,40 +89,40 @@ async def _set_check_interval(driver: Any, milliseconds: str | None) -> None:
         _log.debug("The server does not set %s: %r", CHECK_INTERVAL, error)
 
 
-def _check_open(
-    dbapi_connection: Any, record: ConnectionPoolEntry, connection: PoolProxiedConnection
-) -> None:
-    """What the event loop has heard of already costs no round trip."""
-    if dbapi_connection.driver_connection.is_closed():
-        raise DisconnectionError("The connection was closed while it was in the pool.")
+def _replace(reference: weakref.ref[ConnectionPoolEntry], driver: Any) -> None:
+    """A connection has closed. If it is still in the pool, the next to take it gets another."""
+    record = reference()
+    if record is not None and record.driver_connection is driver:
+        record.invalidate(soft=True)
 
 
 def _begin(connection: PoolProxiedConnection) -> None:
     """`Dialect.do_begin()`: SQLAlchemy makes of its errors what it makes of a statement's."""
     adapter: Any = connection.dbapi_connection
-    if adapter._transaction is None:  # a listener of the app has run a statement otherwise
-        await_only(_begin_in_time(adapter, connection.info))
-
-
-async def _begin_in_time(adapter: Any, info: dict[str, Any]) -> None:
-    driver = adapter.driver_connection
-    timer = None
-    now = time.monotonic()
-    if now - info.get(LAST_BEGIN, 0.0) >= IDLE_AFTER:
-        # Terminated, not cancelled: asyncpg would ask a silent peer to cancel, and wait for it.
-        timer = asyncio.get_running_loop().call_later(BEGIN_TIMEOUT, driver.terminate)
+    info, now = connection.info, time.monotonic()
+    trusted = now - info.get(LAST_BEGIN, 0.0) < TRUSTED_FOR
     info[LAST_BEGIN] = now
+    # A listener of the app may have run a statement, and so begun, before.
+    if trusted or adapter._transaction is not None:
+        return
     try:
-        await adapter._start_transaction()
+        await_only(_begin_in_time(adapter))
     except BaseException as error:
         # BaseException: a cancelled BEGIN has nothing to stop on the server.
         # A connection that cannot begin is of no use, although it may be open: a statement that
         # went past SQLAlchemy still runs on it, say. That only a closed one is lost, and only
         # by an error of the driver, is what SQLAlchemy thinks.
-        driver.terminate()
+        adapter.driver_connection.terminate()
         if isinstance(error, adapter.dbapi.Error):
             raise
         raise adapter.dbapi.InterfaceError(f"BEGIN failed with {error!r}") from error
+
+
+async def _begin_in_time(adapter: Any) -> None:
+    # Terminated, not cancelled: asyncpg would ask a silent peer to cancel, and wait for it.
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(BEGIN_TIMEOUT, adapter.driver_connection.terminate)
+    try:
+        await adapter._start_transaction()
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()

@@ -78,12 +78,15 @@ async def uow(engine: AsyncEngine) -> UnitOfWork:
 
 
 def kill_backends(server: Server) -> None:
-    """All but ours, before the event loop hears of it: it stands still meanwhile."""
+    """All but ours, before the event loop hears of it: it stands still meanwhile. For longer than
+    a connection is trusted after its last use.
+    """
 
     async def kill() -> None:
         connection = await connect(server.url)
         await connection.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            f"select pg_sleep({2 * postgres.TRUSTED_FOR}), pg_terminate_backend(pid, 5000)"
+            " from pg_stat_activity"
             " where backend_type = 'client backend' and pid <> pg_backend_pid()"
         )
         await connection.close()
@@ -183,7 +186,7 @@ async def test_connection_that_is_busy(server: Server) -> None:
 
 async def test_silent_peers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A firewall has forgotten the connections, and answers nothing."""
-    monkeypatch.setattr(postgres, "IDLE_AFTER", 0)
+    monkeypatch.setattr(postgres, "TRUSTED_FOR", 0)
     monkeypatch.setattr(postgres, "BEGIN_TIMEOUT", 0.2)
     async with Proxy(server.url) as proxy:
         async with full_pool(proxy.url) as engine:
@@ -213,17 +216,20 @@ async def test_timeout_is_of_begin_alone(server: Server, monkeypatch: pytest.Mon
         assert await uow.session.scalar(text("select 1 from pg_sleep(0.4)")) == 1
 
 
-async def test_connection_in_use_has_no_timeout(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trusted_for", [0, 1000])
+async def test_busy_connection_begins_with_its_first_statement(
+    server: Server, monkeypatch: pytest.MonkeyPatch, trusted_for: float
 ) -> None:
-    """A timer for each transaction would cost more than the check."""
-    monkeypatch.setattr(postgres, "IDLE_AFTER", 1000)
+    """It has just been used; another has to show first that it is alive."""
+    monkeypatch.setattr(postgres, "TRUSTED_FOR", trusted_for)
     async with full_pool(server.url) as engine, engine.connect() as connection:
-        await connection.execute(text("select 1"))
-        await connection.rollback()
-        monkeypatch.setattr(postgres, "BEGIN_TIMEOUT", -1)  # over before it begins
+        async with connection.begin():
+            await connection.execute(text("select 1"))
 
-        assert (await connection.execute(text("select 1"))).scalar_one() == 1
+        async with connection.begin():
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            assert driver.is_in_transaction() is (trusted_for == 0)
 
 
 @pytest.mark.parametrize("ping", ["BEGIN", "by the pool"])
