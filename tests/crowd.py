@@ -241,11 +241,10 @@ async def besiege(
         **options: of `UnitOfWork`.
     """
     user = f"crowd-{os.getpid()}-{next(_crowds)}"
-    connect_args = {"timeout": 2, "server_settings": {"application_name": user}}
     with _listening() as noise:
         async with Proxy(url) as proxy:
             engine = create_engine(
-                proxy.url, pool_size=10, max_overflow=0, pool_timeout=5, connect_args=connect_args
+                proxy.url, pool_size=10, max_overflow=0, pool_timeout=5, application_name=user
             )
             uow = UnitOfWork(engine, **options)
             app = make_app(uow)
@@ -259,7 +258,7 @@ async def besiege(
                 trouble.over.set()
                 await making
                 calm = [f"{user}-calm-{number}" for number in range(clients)]
-                told = await asyncio.gather(*(_insist(port, f"/create/{n}") for n in calm))
+                told = await asyncio.gather(*(post(port, f"/create/{n}") for n in calm))
             written = await seen.units(ledger.prefix)
             violations = ledger.violations(written)
             for name, word in zip(calm, (t.word for t in told), strict=True):
@@ -272,12 +271,6 @@ async def besiege(
             if connected := await eventually(lambda: seen.backends(user), []):
                 violations.append(f"still connected: {connected}")
     return Siege(ledger, written, violations, noise, trouble.count)
-
-
-async def _insist(port: int, path: str) -> Told:
-    """Ask again after a 503: by a connection that died in the pool."""
-    told = await post(port, path)
-    return await post(port, path) if told.status == 503 else told
 
 
 @contextmanager

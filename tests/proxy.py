@@ -236,9 +236,9 @@ class _Link:
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for writer in self._writers.values():
+            for writer in self._writers.values():  # before the wait, which may be cancelled
                 writer.close()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     def stall(self, senders: set[Sender]) -> None:
         for sender in senders:

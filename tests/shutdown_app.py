@@ -86,8 +86,9 @@ def make_chat(uow: UnitOfWork) -> Callable[[WebSocket], Awaitable[None]]:
 
 def main(url: str, user: str, listener: int, grace: int) -> None:
     """Serve until a signal comes."""
-    settings = {"application_name": user, "client_connection_check_interval": "200ms"}
-    engine = create_engine(url, pool_size=30, connect_args={"server_settings": settings})
+    engine = create_engine(
+        url, pool_size=30, application_name=user, client_connection_check_interval=0.2
+    )
     event.listen(engine.sync_engine, "engine_disposed", lambda _: os.write(1, b"disposed\n"))
     uow = UnitOfWork(engine)
     app = make_app(uow)

@@ -35,6 +35,7 @@ from tests.models import Item, Part
 from tests.proxy import Fault, Match, Proxy, Sender, answers, sends
 from tests.test_server import serve
 from tests.wire import (
+    AppFactory,
     Blow,
     Witness,
     eventually,
@@ -61,8 +62,9 @@ async def seen(postgres_url: str) -> AsyncIterator[Witness]:
 @pytest.mark.parametrize(
     ("where", "blow", "word", "is_written"),
     [
-        (sends("BEGIN"), Fault.CUT, "success", True),  # on another connection
+        (sends("BEGIN"), Fault.CUT, "success", True),
         (sends("BEGIN"), Fault.PASS_AND_CUT, "success", True),
+        (sends("BEGIN"), terminated, "success", True),
         (answers("INSERT"), Fault.CUT, "failure", False),
         (answers("INSERT"), Fault.HALF, "failure", False),
         (answers("INSERT"), terminated, "failure", False),
@@ -78,7 +80,9 @@ async def seen(postgres_url: str) -> AsyncIterator[Witness]:
 async def test_what_a_lost_connection_comes_to(
     postgres_url: str, seen: Witness, where: Match, blow: Blow, word: str, is_written: bool
 ) -> None:
-    """After BEGIN and before COMMIT nothing is written; afterwards nobody knows, and it is said."""
+    """Lost at BEGIN, it is replaced; before COMMIT is sent, nothing is written; afterwards nobody
+    knows, and nobody says so.
+    """
     result = await strike(postgres_url, seen, "create", blow, where)
 
     assert (result.told.word, bool(result.written)) == (word, is_written)
@@ -202,8 +206,8 @@ async def forget_a_task(engine: AsyncEngine, name: str) -> int:
 after_answer: list[Callable[[], Awaitable[None]]] = []
 
 
-def by_hand(work: ByHand) -> Callable[[AsyncEngine, int], ASGIApp]:
-    def factory(engine: AsyncEngine, count: int) -> ASGIApp:
+def by_hand(work: ByHand) -> AppFactory:
+    def factory(engine: AsyncEngine, count: int, end_timeout: float) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             status = await work(engine, scope["path"].rpartition("/")[2])
             await PlainTextResponse("", status)(scope, receive, send)
@@ -393,9 +397,8 @@ async def test_crowd_of_clients_while_the_wire_is_faulty(postgres_url: str, seen
 async def test_dispose_is_bounded(postgres_url: str, seen: Witness, is_stalled: bool) -> None:
     """Idle connections say goodbye. Those that cannot are closed without, all of them."""
     user = f"dispose-{os.getpid()}"
-    connect_args = {"server_settings": {"application_name": user}}
     async with Proxy(postgres_url) as proxy:
-        engine = create_engine(proxy.url, connect_args=connect_args)
+        engine = create_engine(proxy.url, application_name=user)
         uow = UnitOfWork(engine)
         async with uow.new(), uow.new(), uow.new():
             for frame in open_units():
