@@ -39,9 +39,16 @@ SERVED_APP = "starlette_uow.served_app"
 INTERNAL_ERROR = 1011
 """Close code of a websocket, https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1"""
 
-_CLOSE: Message = {"type": "websocket.close", "code": INTERNAL_ERROR, "reason": ""}
+_NEVER_COMPLETE: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-length", b"1")],
+}
+"""Begins an answer of which the client can only say that it was broken off. The app's own may be
+complete without a body, and a browser follows a redirect without waiting for one.
+"""
 
-_PERHAPS_WRITTEN = {Outcome.COMMITTED, Outcome.UNKNOWN}
+_CLOSE: Message = {"type": "websocket.close", "code": INTERNAL_ERROR, "reason": ""}
 
 
 class UnitOfWorkMiddleware:
@@ -297,9 +304,9 @@ class _Http(_Responder):
         except asyncio.CancelledError:
             # A server or time limit that would make an error of this has to see that the answer
             # to what was committed has begun: it can only break it off.
-            if self.commit and self.unit.outcome in _PERHAPS_WRITTEN:
-                if self.unit.outcome is Outcome.UNKNOWN:  # then nobody may complete it, either
-                    self.held = [m for m in self.held if m["type"] == "http.response.start"]
+            if self.commit and self.unit.outcome in (Outcome.COMMITTED, Outcome.UNKNOWN):
+                if self.unit.outcome is Outcome.UNKNOWN:
+                    self.held = [] if self.passed else [{**_NEVER_COMPLETE}]
                 with suppress(Exception):  # the cancellation goes on, whatever the server says
                     await self.pass_held()
             raise
@@ -361,7 +368,7 @@ class _WebSocket(_Responder):
             await self.end_handshake(commit=True)
         except asyncio.CancelledError:
             # As for an answer.
-            if self.unit.outcome in _PERHAPS_WRITTEN:
+            if self.unit.outcome in (Outcome.COMMITTED, Outcome.UNKNOWN):
                 with suppress(Exception):
                     await self.send({**_CLOSE} if self.unit.outcome is Outcome.UNKNOWN else message)
             raise

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.pool import PoolProxiedConnection
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from starlette_uow import (
@@ -32,7 +32,7 @@ from starlette_uow import (
     create_engine,
 )
 from starlette_uow.context import current_frame
-from tests.asgi import Exchange
+from tests.asgi import Exchange, http_scope
 from tests.databases import Database, PostgresObserver, create_tables
 from tests.models import Item, Part
 from tests.slow_commit import HERE, LOCK, WAITING, SlowCommit, slow_commits
@@ -132,6 +132,37 @@ async def test_client_that_leaves_during_the_commit(
         await task
 
     assert exchange.events == [("start", 201, ["a"])]
+
+
+async def test_request_that_is_cancelled_while_its_commit_is_lost(
+    uow: UnitOfWork, database: Database, slow_commit: SlowCommit
+) -> None:
+    """It may be committed, or not, so that an error would be a lie, and so would an answer that
+    is complete with its headers.
+    """
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        uow.session.add(Item(name="a"))
+        await RedirectResponse("/done", 303)(scope, receive, send)
+
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    serve = UnitOfWorkMiddleware(app, uow=uow)
+    task = asyncio.ensure_future(serve(http_scope(), receive, send))
+    await slow_commit.reached()
+    task.cancel()
+    await asyncio.wait({task}, timeout=0)
+    await slow_commit.cut()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]}
+    assert sent == [start]
 
 
 async def test_client_that_leaves_during_an_on_commit_callback(

@@ -126,6 +126,7 @@ class Attempt:
         return any(
             message["type"] == "websocket.send"
             or (message["type"] == "http.response.body" and not message.get("more_body", False))
+            or (b"content-length", b"0") in message.get("headers", ())
             for message in self.told
         )
 

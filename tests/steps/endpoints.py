@@ -263,7 +263,7 @@ class WithUnits(Plain):
         self.uow.doom()
         return Response(status_code=200)
 
-    @does(unit("write"), unit("callback", due="end"))
+    @does(unit("write"), unit("callback", due="later"))
     async def callback(self, request: Request) -> Response:
         self.uow.on_commit(lambda: self.write_two("callback"))
         await self.write_two("write")

@@ -138,8 +138,9 @@ def broken(
             continue
         if status >= 400 and there and not unit.stands and not attempt.way.cuts_commits:
             yield "error told, rows written", told
-        due = unit.due == "start" or (unit.due == "end" and complete and not cut_short)
-        # The answer of a commit that was cut, and that nobody knows of, begins and is broken off.
-        unknown = attempt.way.cuts_commits and not complete
-        if status < 400 and due and not there and not unknown:
+        by_start = complete or not attempt.way.cuts_commits
+        due = (unit.due == "start" and by_start) or (
+            unit.due == "end" and complete and not cut_short
+        )
+        if status < 400 and due and not there:
             yield "success told, not committed", told
