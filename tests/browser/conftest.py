@@ -25,7 +25,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from demo.seed import ADMIN
-from tests.databases import connect, create_database
+from tests.databases import connect, create_database, drop_database
 from tests.demo.conftest import csrf_token
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,8 @@ class Shop:
 def demo_shop(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """Start the demo as a user does. At its end, its log must not tell of any trouble."""
     folder = tmp_path_factory.mktemp("demo")
-    database_url = asyncio.run(create_database(server_url, f"starlette_uow_browser_{os.getpid()}"))
+    name = f"starlette_uow_browser_{os.getpid()}"
+    database_url = asyncio.run(create_database(server_url, name))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, "DATABASE_URL": database_url, "DATA_FOLDER": str(folder)}
@@ -80,6 +81,7 @@ def demo_shop(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     finally:
         process.terminate()
         process.wait(PATIENCE)
+        asyncio.run(drop_database(server_url, name))
     lines = log.read_text().splitlines()
     assert [line for line in lines if TROUBLE.search(line)] == []
 
