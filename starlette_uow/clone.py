@@ -73,7 +73,7 @@ async def _redirected(engine: AsyncEngine, database: str) -> AsyncGenerator[None
             return dialect.connect(database, *args[1:], **kwargs)
         return dialect.connect(*args, **{**kwargs, "database": database})
 
-    event.listen(sync_engine, "do_connect", connect, insert=True)  # before the guard's own
+    event.listen(sync_engine, "do_connect", connect)
     before, sync_engine.pool = sync_engine.pool, sync_engine.pool.recreate()
     event.listen(sync_engine.pool, "checkout", check_loop)
     try:

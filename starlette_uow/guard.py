@@ -29,7 +29,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from starlette_uow.errors import NotAsyncError, UnitDoomedError
@@ -129,7 +129,7 @@ def guard(engine: AsyncEngine | Engine) -> None:
         event.listen(sync_engine, "invalidate", _close_asyncpg)
     if sync_engine.dialect.name != "sqlite":
         return
-    event.listen(sync_engine, "invalidate", _close_sqlite)
+    _open_and_close_completely(sync_engine.dialect)
     if sync_engine not in with_begin_recipe:
         _log.warning(
             "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
@@ -197,9 +197,34 @@ def _close_asyncpg(
         _close_completely(driver, driver.close, driver.terminate, timeout=STOP_TIMEOUT)
 
 
-def _close_sqlite(
-    dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
-) -> None:
+def _open_and_close_completely(dialect: Any) -> None:
+    """Let an SQLite dialect close what it opens, whatever is cancelled. Of a connection whose
+    opening is cancelled, or whose `connect` listeners are, the pool has no event.
+    """
+    connect, do_terminate = dialect.connect, dialect.do_terminate
+
+    def connect_completely(*args: Any, **kwargs: Any) -> Any:
+        opened: list[Any] = []
+
+        async def open_it() -> None:
+            opened.append(await greenlet_spawn(connect, *args, **kwargs))
+
+        try:
+            await_only(to_completion(open_it(), timeout=CLOSE_TIMEOUT, terminate=lambda: None))
+        except asyncio.CancelledError:
+            for dbapi_connection in opened:  # aiosqlite would drop it as it is
+                _close_sqlite(dbapi_connection)
+            raise
+        return opened[0]
+
+    def close_and_terminate(dbapi_connection: Any) -> None:
+        _close_sqlite(dbapi_connection)
+        do_terminate(dbapi_connection)
+
+    dialect.connect, dialect.do_terminate = connect_completely, close_and_terminate
+
+
+def _close_sqlite(dbapi_connection: Any) -> None:
     """aiosqlite leaves the file locked if its close() is cancelled. SQLite does while a cursor of a
     closed connection is alive, in a traceback, say (https://www.sqlite.org/c3ref/close.html,
     "zombie"): so it is rolled back first.

@@ -5,15 +5,21 @@ All of it is in tests/torture.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 
-from starlette_uow import UnitOfWork
+from starlette_uow import UnitOfWork, create_engine
+from tests.asgi import http_scope
 from tests.databases import Database
-from tests.steps.attempt import Way
+from tests.steps.attempt import Attempt, Way
 from tests.steps.endpoints import Plain, WithUnits, endpoints_of, make_app, unit_app
 from tests.steps.naive import FAULTS, Naive, end, naive_session
 from tests.steps.outside import Outside
@@ -56,3 +62,44 @@ async def test_each_kind_of_violation_is_found(
         await end(thing)
 
     assert kind in tally.kinds, tally
+
+
+class Counted(sqlite3.Connection):
+    """Counts the connections that are open."""
+
+    opened = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Counted.opened += 1
+
+    def close(self) -> None:
+        Counted.opened -= 1
+        super().close()
+
+
+@pytest.mark.parametrize("name", ["cancel()", "anyio scope around the app"])
+async def test_sqlite_connection_whose_opening_is_cancelled_is_closed(
+    tmp_path: Path, name: str
+) -> None:
+    """At any step; aiosqlite would drop it, and SQLAlchemy leave a task that waits for ever."""
+    way = next(way for way in WAYS if way.name == name)
+    others = asyncio.all_tasks()
+    for at in itertools.count(1):
+        url = f"sqlite+aiosqlite:///{tmp_path}/test.sqlite"
+        engine = create_engine(url, connect_args={"factory": Counted})
+
+        async def app(scope: Scope, receive: Receive, send: Send, engine: Any = engine) -> None:
+            async with engine.connect():
+                await send({"type": "http.response.start", "status": 200})
+
+        attempt = Attempt(way, at)
+        await attempt.run(app, http_scope(), b"", patience=5)
+        if left := asyncio.all_tasks() - others:
+            _, left = await asyncio.wait(left, timeout=2)
+        await engine.dispose()
+
+        assert (left, Counted.opened) == (set(), 0), f"cancelled at step {at}"
+        if attempt.steps < at:
+            break
+    assert at > 5
