@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -222,21 +222,30 @@ class _Responder:
 class _Http(_Responder):
     """Serves one HTTP request: sees each message, and ends the unit's transactions."""
 
-    def begin_answer(self) -> None:
-        self.commit = False  # what the answer's status asks for
-        self.held: list[Message] = []  # messages that wait until the transaction has ended
-        self.passed = False  # the server has the start message
-        self.complete = False  # the server has the last body message
-        self.client_left = False  # and the app knows, so that its body may be cut off
-        self.refused: Exception | None = None  # what kept the answer from being committed
+    commit = False
+    """What the answer's status asks for."""
+
+    held: tuple[Message, ...] = ()
+    """Messages that wait until the transaction has ended."""
+
+    passed = False
+    """The server has the start message."""
+
+    complete = False
+    """The server has the last body message."""
+
+    client_left = False
+    """And the app knows, so that its body may be cut off."""
+
+    refused: Exception | None = None
+    """What kept the answer from being committed."""
 
     async def serve(self) -> None:
-        self.outer_app = self.scope.get("app")  # the app below will put itself there
-        self.begin_answer()
+        outer_app = self.scope.get("app")  # the app below will put itself there
         try:
             await self.serve_app(self.app)
             if self.refused is not None:
-                await self.answer_refusal(self.refused)
+                await self.answer_refusal(self.refused, outer_app)
         except BaseException:
             # BaseException: the unit of a cancelled request has to end as well.
             await self.unit.finish(commit=False)
@@ -257,29 +266,30 @@ class _Http(_Responder):
             # The app forgot to answer, or its client left halfway.
             await self.unit.settle(commit=False)
 
-    async def send_after_commit(self, message: Message) -> None:
+    def send_after_commit(self, message: Message) -> Awaitable[None]:
+        # Not a coroutine function: the answer of a page without database costs none.
+        if message["type"] == "http.response.start":
+            self.commit = wants_commit(message["status"], self.scope, self.commit_when)
+        if self.unit.is_idle and self.refused is None:
+            self.note(message)
+            return self.send(message)
+        return self.settle_and_send(message)
+
+    async def settle_and_send(self, message: Message) -> None:
         if self.refused is not None:
             return  # the app's own answer is dropped whole
-        starts = message["type"] == "http.response.start"
-        if starts:
-            self.commit = wants_commit(message["status"], self.scope, self.commit_when)
-        if self.unit.is_idle:
-            self.note(message)
-            await self.send(message)
-        elif starts:
-            self.held.append(message)
+        self.held = (*self.held, message)
+        if message["type"] == "http.response.start":
             if not self.unit.is_streaming:
                 await self.settle_or_refuse()
                 await self.pass_held()
         elif _is_last(message) and self.unit.has_work:
-            self.held.append(message)
             # BaseHTTPMiddleware closes the body normally when the generator below it failed, and
             # raises only afterwards. If the task that used the session last is done, only the
             # app's return will tell which of the two this is.
             if not self.unit.last_task_is_done:
                 await self.end_body()
         else:
-            self.held.append(message)
             await self.pass_held()
 
     async def receive_and_note(self) -> Message:
@@ -306,13 +316,13 @@ class _Http(_Responder):
             # to what was committed has begun: it can only break it off.
             if self.commit and self.unit.outcome in (Outcome.COMMITTED, Outcome.UNKNOWN):
                 if self.unit.outcome is Outcome.UNKNOWN:
-                    self.held = [] if self.passed else [{**_NEVER_COMPLETE}]
+                    self.held = () if self.passed else ({**_NEVER_COMPLETE},)
                 with suppress(Exception):  # the cancellation goes on, whatever the server says
                     await self.pass_held()
             raise
 
     async def pass_held(self) -> None:
-        held, self.held = self.held, []
+        held, self.held = self.held, ()
         for message in held:
             self.note(message)
             await self.send(message)
@@ -323,9 +333,9 @@ class _Http(_Responder):
         elif _is_last(message):
             self.complete = True
 
-    async def answer_refusal(self, error: Exception) -> None:
+    async def answer_refusal(self, error: Exception, outer_app: Any) -> None:
         """Answer with what the app's handlers make of `error`, outside the failed transaction."""
-        handler = None if self.passed else _find_handler(self.scope, self.outer_app, error)
+        handler = None if self.passed else _find_handler(self.scope, outer_app, error)
         if handler is None:
             raise error  # to the handler of all exceptions, or for the server to break off
         request = Request(self.scope, self.receive)
@@ -335,7 +345,8 @@ class _Http(_Responder):
             response = await run_in_threadpool(handler, request, error)
         if response is None:
             raise error
-        self.begin_answer()
+        self.commit, self.held, self.complete = False, (), False
+        self.client_left, self.refused = False, None
         await self.serve_app(response)
         if self.refused is not None:
             raise self.refused

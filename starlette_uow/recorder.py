@@ -40,8 +40,6 @@ class RecordedUnit:
 
 
 class _WatchedUnit(Unit):
-    __slots__ = ()
-
     def uses(self, connection: Connection) -> bool:
         session = self._sync_session
         return session is not None and connection in session.transaction_state.connections

@@ -36,12 +36,26 @@ SessionFactory = Callable[[], AsyncSession]
 _log = logging.getLogger("starlette_uow")
 
 
-class Timeouts(NamedTuple):
-    """How long things may take, in seconds."""
+class Terms(NamedTuple):
+    """What the units of one definition have in common.
 
-    end: float
-    callback: float
-    wait: float
+    Attributes:
+        factory: makes their sessions.
+        end_timeout: seconds for the end of a transaction.
+        callback_timeout: seconds for a callback.
+        wait_timeout: seconds that a task waits for the session while nothing moves.
+        resolve_unknown: find out what became of a lost COMMIT.
+        closed: is told of each unit that has ended.
+        around: the units that are open in the caller's context.
+    """
+
+    factory: SessionFactory
+    end_timeout: float
+    callback_timeout: float
+    wait_timeout: float
+    resolve_unknown: bool
+    closed: Callable[[Unit], None]
+    around: Callable[[], Iterable[Unit]]
 
 
 class _Registered(NamedTuple):
@@ -56,61 +70,33 @@ class Unit:
     A unit may live through several transactions (the request's, its body's, its background
     tasks'); doom and callbacks belong to the one that is open, the session to the unit.
 
-    Attributes:
+    Args:
+        terms: of its definition.
         name: what it serves, for messages.
         options: execution options of its transactions.
-        outcome: of the last transaction that ended; None before, and while one is being ended.
-        repositories: built so far, by their descriptor.
-        ended: why it cannot be used any more; None while it is open.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_around",
-        "_callbacks",
-        "_closed",
-        "_dooms",
-        "_due",
-        "_factory",
-        "_loop",
-        "_reserved",
-        "_resolve_unknown",
-        "_session",
-        "_timeouts",
-        "ended",
-        "name",
-        "options",
-        "outcome",
-        "repositories",
-    )
+    outcome: Outcome | None = None
+    """Of the last transaction that ended; None before, and while one is being ended."""
 
-    def __init__(
-        self,
-        factory: SessionFactory,
-        *,
-        name: str,
-        timeouts: Timeouts,
-        closed: Callable[[Unit], None],
-        resolve_unknown: bool = False,
-        around: Callable[[], Iterable[Unit]] = tuple,
-        options: dict[str, Any] | None = None,
-    ) -> None:
+    repositories: dict[object, Any] | None = None
+    """Built so far, by their descriptor."""
+
+    ended: Callable[[], Exception] | None = None
+    """Why it cannot be used any more; None while it is open."""
+
+    # Defaults of the class: a unit that nobody asks for its session sets none of them.
+    _session: AsyncSession | None = None
+    _dooms: list[tuple[Doom, SessionTransaction | None]] | None = None
+    _reserved: Hold | None = None
+    _callbacks: list[_Registered] | None = None
+    _due: list[Callback] | None = None
+
+    def __init__(self, terms: Terms, name: str, options: dict[str, Any] | None = None) -> None:
         self.name = name
-        self.outcome: Outcome | None = None
-        self.repositories: dict[object, Any] | None = None
-        self.ended: Callable[[], Exception] | None = None
-        self._factory = factory
-        self._closed = closed
-        self._around = around
-        self._timeouts = timeouts
-        self._resolve_unknown = resolve_unknown
         self.options = options
+        self._terms = terms
         self._loop = asyncio.get_running_loop()
-        self._session: AsyncSession | None = None
-        self._dooms: list[tuple[Doom, SessionTransaction | None]] | None = None
-        self._reserved: Hold | None = None
-        self._callbacks: list[_Registered] | None = None
-        self._due: list[Callback] | None = None
 
     # --- the session -----------------------------------------------------------------------
 
@@ -124,9 +110,9 @@ class Unit:
         """
         self.check_usable()
         if self._session is None:
-            session = self._factory()
+            session = self._terms.factory()
             sync_session = cast(UnitSession, session.sync_session)
-            sync_session.adopt(self.name, wait_timeout=self._timeouts.wait)
+            sync_session.adopt(self.name, wait_timeout=self._terms.wait_timeout)
             sync_session.root_ended = self._root_ended
             sync_session.savepoint_undone = self._savepoint_undone
             sync_session.doomed = self._doomed
@@ -294,7 +280,7 @@ class Unit:
                 self._reserved.end()
             session.gate.close(self.ended)
             session.expunge_all()
-        self._closed(self)
+        self._terms.closed(self)
 
     async def _settle(self, *, commit: bool) -> BaseException | None:
         doom, self._dooms = self._doom, None
@@ -308,8 +294,8 @@ class Unit:
                 session,
                 self.name,
                 commit=commit,
-                timeout=self._timeouts.end,
-                resolve_unknown=self._resolve_unknown,
+                timeout=self._terms.end_timeout,
+                resolve_unknown=self._terms.resolve_unknown,
                 reserved=self._reserved,
                 ended=self._ended,
             ).run()
@@ -368,7 +354,7 @@ class Unit:
     def _pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
         """The pool is used up. Say so if that is by units that wait for this one."""
         pool = bind.engine.pool
-        holders = [unit.name for unit in self._around() if unit.holds_connection_of(pool)]
+        holders = [unit.name for unit in self._terms.around() if unit.holds_connection_of(pool)]
         if holders:
             error.add_note(pool_note(self.name, holders))
 
@@ -376,7 +362,7 @@ class Unit:
         """Run a callback. One that uses the session gets a transaction of its own."""
         worked = False
         try:
-            async with asyncio.timeout(self._timeouts.callback):
+            async with asyncio.timeout(self._terms.callback_timeout):
                 result = callback()
                 if inspect.isawaitable(result):
                     await result

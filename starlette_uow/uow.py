@@ -53,7 +53,7 @@ from starlette_uow.guard import guard
 from starlette_uow.policy import Doom, Outcome
 from starlette_uow.session import UnitSession, unit_session_class
 from starlette_uow.tasks import UnitTasks, check_limit
-from starlette_uow.unit import Callback, Timeouts, Unit
+from starlette_uow.unit import Callback, Terms, Unit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -150,18 +150,29 @@ class UnitOfWork:
                 f"A unit of work needs an async_sessionmaker or an AsyncEngine, and got "
                 f"{sessions!r}. Pass `async_sessionmaker(engine, expire_on_commit=False)`."
             )
-        self._timeouts = Timeouts(end_timeout, callback_timeout, wait_timeout)
-        for name, seconds in self._timeouts._asdict().items():
+        for name, seconds in (
+            ("end_timeout", end_timeout),
+            ("callback_timeout", callback_timeout),
+            ("wait_timeout", wait_timeout),
+        ):
             if not seconds > 0:
                 raise ConfigurationError(
-                    f"`{name}_timeout` has to be more than 0 seconds, and is {seconds!r}. Leave "
-                    f"it out for the default."
+                    f"`{name}` has to be more than 0 seconds, and is {seconds!r}. Leave it out "
+                    f"for the default."
                 )
         self.sessions = sessions
         self._session_class = unit_session_class(sessions)
         self._units: set[Unit] = set()
         self._last_unit_ended: anyio.Event | None = None
-        self._resolve_unknown = resolve_unknown
+        self._terms = Terms(
+            self._make_session,
+            end_timeout,
+            callback_timeout,
+            wait_timeout,
+            resolve_unknown,
+            closed=self._release,
+            around=open_units,
+        )
         for engine in self._engines():
             guard(engine)
             if resolve_unknown and engine.dialect.name not in ("postgresql", "sqlite"):
@@ -516,15 +527,7 @@ class UnitOfWork:
             name: what it serves, for messages.
             options: execution options of its transactions.
         """
-        unit = Unit(
-            self._make_session,
-            name=name,
-            timeouts=self._timeouts,
-            closed=self._release,
-            resolve_unknown=self._resolve_unknown,
-            around=open_units,
-            options=options,
-        )
+        unit = Unit(self._terms, name, options)
         self._units.add(unit)
         return unit
 
