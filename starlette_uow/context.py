@@ -24,7 +24,7 @@ class Frame(NamedTuple):
         unit: the unit; None where `absence` says why there is none.
         outer: the entry around it.
         joined: the unit was open already, so leaving this entry does not end it.
-        owner: what opened the entry: the object that will take it off again.
+        owner: what opened the entry, to be found by who takes it off again.
         operations: how many operations the unit had run when it was joined.
         absence: makes the error for a context that is not served.
     """

@@ -27,14 +27,12 @@ from starlette_uow.unit import Unit
 from starlette_uow.uow import UnitOfWork
 
 FRAME = "starlette_uow.frame"
-"""Scope key: the innermost entry of *this* request.
+"""Scope key: the innermost entry of *this* request; its owner is the app that it was made in, and
+the path of that, to tell a middleware that is there twice from one in a mounted app.
 
 Not the context variable: uvicorn can start a request in a copy of the context of the one before
 it on the same connection (its flow control resumes reading inside the earlier request's task).
 """
-
-SERVED_APP = "starlette_uow.served_app"
-"""Scope key prefix: which app a unit of work was served in, to tell "twice" from "mounted"."""
 
 INTERNAL_ERROR = 1011
 """Close code of a websocket, https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1"""
@@ -136,7 +134,6 @@ class UnitOfWorkMiddleware:
         self.uow = uow
         self._commit_when = commit_when
         self._exclude = tuple(path.rstrip("/") for path in exclude)
-        self._served_app = f"{SERVED_APP}.{id(uow)}"
         mark_served(uow)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,23 +145,23 @@ class UnitOfWorkMiddleware:
             await self.app(scope, receive, send)
             return
         here = (scope.get("app"), scope.get("root_path"))
-        if self._served_app in scope:
-            if scope[self._served_app] == here:
+        outer = scope.get(FRAME)
+        if outer is not None and (served := _served_by(outer, self.uow)) is not None:
+            if served.owner == here:
                 raise MiddlewareTwiceError(self.uow)
             await self.app(scope, receive, send)
             return
-        scope.setdefault("state", {})  # one dict for everybody's `request.state`
-        outer = scope.get(FRAME)
-        before = current_frame.get()
+        if "state" not in scope:
+            scope["state"] = {}  # one dict for everybody's `request.state`
         if self._exclude and self._is_excluded(scope):
-            frame = Frame(self.uow, None, outer, False, self, 0, _excluded(scope["path"]))
+            frame = Frame(self.uow, None, outer, False, here, 0, _excluded(scope["path"]))
             responder: _Http | _WebSocket | None = None
         else:
             unit = self.uow.open_unit(_name(scope))
-            frame = Frame(self.uow, unit, outer, False, self)
+            frame = Frame(self.uow, unit, outer, False, here)
             respond = _Http if kind == "http" else _WebSocket
             responder = respond(self.app, unit, scope, receive, send, self._commit_when)
-            scope[self._served_app] = here
+        before = current_frame.get()
         scope[FRAME] = frame
         current_frame.set(frame)
         try:
@@ -176,7 +173,6 @@ class UnitOfWorkMiddleware:
             # Set, never reset by token: the app may have been left in a copied context.
             current_frame.set(before)
             scope[FRAME] = outer
-            scope.pop(self._served_app, None)
 
     def _is_excluded(self, scope: Scope) -> bool:
         path = scope["path"]
@@ -409,6 +405,13 @@ def _name(scope: Scope) -> str:
 
 def _excluded(path: str) -> Callable[[], NoUnitError]:
     return lambda: NoUnitError.excluded(path)
+
+
+def _served_by(frame: Frame | None, uow: UnitOfWork) -> Frame | None:
+    """The entry that a middleware around this one made for the request, if it serves `uow`."""
+    while frame is not None and (frame.uow is not uow or frame.unit is None):
+        frame = frame.outer
+    return frame
 
 
 def _find_handler(scope: Scope, outer_app: Any, error: Exception) -> Any:

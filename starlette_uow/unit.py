@@ -242,9 +242,7 @@ class Unit:
         if (session := self._sync_session) is not None:
             self._reserved = session.gate.reserve("its end")
         try:
-            if self.is_idle:  # saves the usual request without database a coroutine
-                self.outcome = Outcome.COMMITTED if commit else Outcome.ROLLED_BACK
-            else:
+            if not self.is_idle:
                 await self.settle(commit=commit)
         except BaseException:
             # A cancellation can have kept callbacks from running, or hit one in its work.
@@ -268,12 +266,12 @@ class Unit:
     def close(self, ended: Callable[[], Exception] | None = None) -> None:
         """Refuse every later use. The transaction has been ended before."""
         if ended is None:
-            outcome = "it used no database" if self.outcome is None else self.outcome.value
             # Not a method: the unit would refer to itself, and wait for the garbage collector.
-            ended = functools.partial(UnitEndedError, self.name, outcome)
+            ended = functools.partial(_ended_error, self.name, self.outcome)
         self.ended = ended
-        session, self._session, self.repositories = self._sync_session, None, None
+        session = self._sync_session
         if session is not None:
+            self._session = self.repositories = None
             # Empty, unless a stray task began a transaction after the last end.
             terminate(session.transaction_state.connections)
             if self._reserved is not None:
@@ -376,6 +374,10 @@ class Unit:
             self.outcome = outcome  # that of the unit, which a callback does not change
         if error is not None:
             _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
+
+
+def _ended_error(name: str, outcome: Outcome | None) -> UnitEndedError:
+    return UnitEndedError(name, "it used no database" if outcome is None else outcome.value)
 
 
 def _inside(savepoint: SessionTransaction | None, other: SessionTransaction) -> bool:

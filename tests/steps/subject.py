@@ -45,7 +45,13 @@ class Subject:
     patience: float = 5.0
 
     async def try_every_step(
-        self, endpoint: Endpoint, way: Way, *, first: int = 1, stride: int = 1
+        self,
+        endpoint: Endpoint,
+        way: Way,
+        *,
+        first: int = 1,
+        stride: int = 1,
+        until: str | None = None,
     ) -> Tally:
         """Cancel the request at step 1, 2, 3, ... until it runs through.
 
@@ -54,9 +60,10 @@ class Subject:
             way: how it is cancelled.
             first: the step to begin with.
             stride: 2 to leave out every other step, and so on.
+            until: the kind of violation that is enough.
         """
         tally, at, reached = await self._warm_up(endpoint), first, True
-        while reached:
+        while reached and until not in tally.kinds:
             attempt = Attempt(way, at)
             await self.judge(endpoint, attempt, tally)
             reached = attempt.steps >= at and not attempt.hangs
