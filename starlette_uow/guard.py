@@ -1,6 +1,5 @@
 """The guard that every engine of a unit gets: a few listeners, attached once per engine.
 
-
 - a connection that comes back to the pool inside a transaction is discarded, whoever put it
   there;
 - a database error is noted on the transaction it happened in;
