@@ -33,7 +33,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     violations: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
-            for name, value in getattr(report, "user_properties", ()):
+            if getattr(report, "when", None) != "call":
+                continue  # the reports of its set-up and its end have the same properties
+            for name, value in report.user_properties:
                 if name == FIGURES:
                     cases[value[0]] += value[1]
                     violations[value[0]] += value[2]
