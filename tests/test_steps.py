@@ -21,7 +21,7 @@ from tests.asgi import http_scope
 from tests.databases import Database
 from tests.steps.attempt import Attempt, Way
 from tests.steps.endpoints import Plain, WithUnits, endpoints_of, make_app, unit_app
-from tests.steps.naive import FAULTS, Naive, end, naive_session
+from tests.steps.naive import FAULTS, Naive, commit_after_the_answer, end, naive_session
 from tests.steps.outside import Outside
 from tests.steps.promise import PROMISES
 from tests.steps.subject import Subject
@@ -62,6 +62,23 @@ async def test_each_kind_of_violation_is_found(
         await end(thing)
 
     assert kind in tally.kinds, tally
+
+
+@pytest.mark.parametrize("name", ["fail_at_commit", "swallow_a_database_error"])
+async def test_success_that_the_database_refused_is_found(
+    engine: AsyncEngine, database: Database, name: str
+) -> None:
+    """No row is missing, because none was to be written: it is a lie all the same."""
+    if endpoints_of(Plain, database.name)[name].status < 400:
+        pytest.skip("SQLite does not refuse it")
+    around = commit_after_the_answer
+    app = make_app(Plain(naive_session), [Middleware(Naive, engine=engine, around=around, kept=[])])
+    endpoints = endpoints_of(Plain, database.name)
+    subject = Subject(app, engine, Outside(database), endpoints["read"])
+
+    tally = await subject.try_every_step(endpoints[name], WAYS[0], stride=100)
+
+    assert "success told, not committed" in tally.kinds, tally
 
 
 class Counted(sqlite3.Connection):

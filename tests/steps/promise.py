@@ -13,7 +13,7 @@ from tests.asgi import http_scope
 from tests.steps.attempt import Attempt
 
 PROMISES = {
-    "success told, not committed": "an answer below 400, and its rows are missing",
+    "success told, not committed": "an answer below 400, and its rows are missing, or were refused",
     "error told, rows written": "an answer of 400 or more, and the request left rows",
     "half a unit": "some of the rows that belong together, or rows that were undone",
     "connection kept": "the request is over, and the pool has not got its connection back",
@@ -128,6 +128,8 @@ def broken(
     if written - known or before - names:
         failed = status is not None and status >= 400
         yield "error told, rows written" if failed else "half a unit", told
+    if endpoint.status >= 400 and status is not None and status < 400:
+        yield "success told, not committed", told
     missing = False
     for unit in endpoint.units:
         there = unit.names & names
