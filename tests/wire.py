@@ -233,7 +233,15 @@ async def _what_is_left(engine: AsyncEngine, seen: Witness, user: str) -> list[s
 
 
 async def strike_everywhere(
-    url: str, seen: Witness, scenario: str, blow: Blow, *, step: int = 1, width: int = 8, **how: Any
+    url: str,
+    seen: Witness,
+    scenario: str,
+    blow: Blow,
+    *,
+    first: int = 1,
+    step: int = 1,
+    width: int = 8,
+    **how: Any,
 ) -> list[Strike]:
     """Strike the first message of a request, then the next, until the request runs through.
 
@@ -242,12 +250,13 @@ async def strike_everywhere(
         seen: looks at it from outside.
         scenario: what the requests ask for.
         blow: the fault.
+        first: the message to begin with.
         step: leaves out messages.
         width: how many requests at once, each on a wire of its own.
         **how: as for `strike`.
     """
     strikes: list[Strike] = []
-    numbers = itertools.count(1, step)
+    numbers = itertools.count(first, step)
     before = asyncio.all_tasks()
     while all(result.struck for result in strikes):
         wave = [strike(url, seen, scenario, blow, next(numbers), **how) for _ in range(width)]

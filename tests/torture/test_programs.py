@@ -1,4 +1,4 @@
-"""Thousands of random programs. `FIRST=17 COUNT=1` runs number 17 alone."""
+"""Random programs, with `TORTURE=full` thousands. `FIRST=17 COUNT=1` runs number 17 alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.programs import run_programs
 
 FULL = os.environ.get("TORTURE") == "full"
 FIRST = int(os.environ.get("FIRST", "1000"))
-COUNT = int(os.environ.get("COUNT", "1000" if FULL else "100"))
+COUNT = int(os.environ.get("COUNT", "1000" if FULL else "50"))
 
 
 @pytest.mark.timeout(3 * COUNT + 60)
