@@ -4,17 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo load test test-oldest torture torture-oldest check format docs bench clean
+.PHONY: help demo load test test-oldest torture torture-oldest check format docs bench guarantees clean
 
 help:
 	@echo "make demo     start the demo shop (ARGS=--fresh starts over)"
 	@echo "make load     let 50 clients buy in it for 30 seconds, and check the books"
 	@echo "make test     run the tests on PostgreSQL and SQLite"
-	@echo "make torture  cancel requests at every step, for minutes"
+	@echo "make torture  cancel requests at every step, cut every message, for minutes"
 	@echo "make check    lint, format and types"
 	@echo "make format   format the code"
 	@echo "make docs     build the documentation into build/site"
 	@echo "make bench    compare with code written by hand and with the alternatives"
+	@echo "make guarantees  cancel requests at every step on those, too"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.12')"
@@ -81,6 +82,9 @@ $(VENV)-peers/installed: pyproject.toml benchmarks/peers.txt
 
 bench: $(VENV)-peers/installed
 	@$(VENV)-peers/bin/python -m benchmarks.compare $(ARGS)
+
+guarantees: $(VENV)-peers/installed
+	@$(VENV)-peers/bin/python -m benchmarks.guarantees $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-peers build dist
