@@ -113,7 +113,7 @@ def _begin(connection: PoolProxiedConnection) -> None:
         # went past SQLAlchemy still runs on it, say. That only a closed one is lost, and only
         # by an error of the driver, is what SQLAlchemy thinks.
         adapter.driver_connection.terminate()
-        if isinstance(error, adapter.dbapi.Error):
+        if isinstance(error, adapter.dbapi.Error) or not isinstance(error, Exception):
             raise
         raise adapter.dbapi.InterfaceError(f"BEGIN failed with {error!r}") from error
 

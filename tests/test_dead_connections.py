@@ -209,6 +209,25 @@ async def test_silent_peer_and_a_timeout_of_the_driver(server: Server) -> None:
         assert await post(engine, NAMES[:1]) == [201]
 
 
+async def test_begin_that_is_cancelled(server: Server) -> None:
+    """Its connection is of no use, and is not replaced: nobody wants one any more."""
+    async with Proxy(server.url) as proxy, full_pool(proxy.url) as engine:
+        trap = proxy.at(sends("BEGIN"), Fault.STALL)
+
+        async def work() -> None:
+            async with UnitOfWork(engine) as uow:
+                await execute(uow.session)
+
+        task = asyncio.create_task(work())
+        await trap.sprung.wait()
+        task.cancel()
+        proxy.flow()
+        await asyncio.wait([task])
+
+        assert task.cancelled()
+        assert await count(engine) == 0
+
+
 async def test_timeout_is_of_begin_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the transaction does may take longer."""
     monkeypatch.setattr(postgres, "BEGIN_TIMEOUT", 0.2)
