@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 from sqlalchemy import inspect, text
@@ -121,18 +122,11 @@ class UnitView(sqla.ModelView):
 
     @asynccontextmanager
     async def _refusals_in_form(self, request: Request) -> AsyncGenerator[None]:
-        """Let a form, or the row of an import, say what the database refuses.
-
-        Of an import, whose view catches all exceptions, the row is undone with its hooks.
-        """
+        """Let a form, or the row of an import, say what the database refuses."""
         action = getattr(request.state, "action", None)
         try:
-            if action == RequestAction.IMPORT:
-                async with self._uow.savepoint():
-                    yield
-            else:
-                yield
-                await request.state.session.flush()  # what the hooks have added
+            yield
+            await request.state.session.flush()  # what the hooks have added
         except SQLAlchemyError as error:
             told = refusal(error)
             if told is None or not (action == RequestAction.IMPORT or _is_form(action)):
@@ -171,6 +165,19 @@ class UnitAdmin(BaseAdmin):
     """Comes before the class of an admin that works in units."""
 
     _uow: UnitOfWork
+
+    async def _import_row_status(self, *args: Any, **kwargs: Any) -> Any:
+        """Undo a row that failed, from its validators to its hooks, and what a preview wrote.
+
+        starlette-admin catches all exceptions of a row, and goes on with the next.
+        """
+        stock = super()._import_row_status
+        row = signature(stock).bind(*args, **kwargs).arguments
+        async with row["request"].state.session.begin_nested() as savepoint:
+            told = await stock(*args, **kwargs)
+            if row["preview"] or told[0] == "error":
+                await savepoint.rollback()
+        return told
 
     async def _store_upload(self, field: FileField, upload: UploadFile) -> FileInfo:
         info = await super()._store_upload(field, upload)

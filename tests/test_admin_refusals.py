@@ -335,6 +335,31 @@ async def test_row_of_an_import_fails_alone_with_its_hooks(
     assert sorted(await database.observer.names()) == sorted([*kept, *done, *audits])
 
 
+@pytest.mark.parametrize("preview", [True, False])
+async def test_row_of_an_import_fails_alone_before_it_comes_to_its_view(
+    site: Site, database: Database, preview: bool
+) -> None:
+    """A validator asks the database, which fails; PostgreSQL would refuse all that follows."""
+
+    async def ask(request: Request, field: object, value: str, form: object) -> None:
+        session_of(request).add(Item(name=f"seen {value}"))
+        await session_of(request).execute(text("select 1 from items"))
+        if value == "bad":
+            await session_of(request).execute(text("select * from nowhere"))
+
+    view = site.admin._find_view_by_key("item")
+    next(field for field in view.fields if field.name == "name").validators = [ask]
+
+    response = await site.post(f"/_api/item/import?preview={preview:d}", **csv("c", "bad", "d"))
+
+    told = response.json()
+    assert response.status_code == 200
+    assert [error["row"] for error in told["errors"]] == [2]
+    assert told["rows_new" if preview else "rows_created"] == 2
+    done = [] if preview else ["c", "d", "seen c", "seen d"]
+    assert await database.observer.names() == ["a", "b", *done]
+
+
 async def test_preview_of_an_import_writes_no_row(site: Site, database: Database) -> None:
     """It says what would happen."""
     response = await site.post("/_api/item/import?preview=1", **csv("c", '""'))
