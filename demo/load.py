@@ -225,8 +225,11 @@ async def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--workers", default="1")
+    parser.add_argument("--fresh", action="store_true", help="delete what is in DATABASE_URL")
     arguments = parser.parse_args()
     set_up_logging()
+    if os.environ.get("DATABASE_URL") and not arguments.fresh:
+        parser.error("this deletes what is in DATABASE_URL: say so with --fresh")
     if not os.environ.get("DATABASE_URL"):
         os.environ["DATABASE_URL"] = postgres.start(settings.data_folder() / "load", fresh=True)
     os.environ["PAYMENT_URL"] = provider_url = start_provider()

@@ -9,6 +9,9 @@ import sys
 import threading
 
 import uvicorn
+from asyncpg import PostgresError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from demo import settings
 from demo.migrate import migrate
@@ -18,7 +21,14 @@ from demo.shop import connect
 
 
 def prepare(*, fresh: bool = False) -> str:
-    """Make everything ready, and set the environment of the workers; returns the dialect."""
+    """Make everything ready, and set the environment of the workers; returns the dialect.
+
+    Raises:
+        SystemExit: a setting cannot be used, with the reason for a person.
+    """
+    settings.pool_size()
+    if not os.environ.get("DATABASE_URL"):
+        show(f"Starting PostgreSQL. The data is in {settings.data_folder()}")
     os.environ["DATABASE_URL"] = url = settings.database_url(fresh=fresh)
     os.environ["SECRET_KEY"] = settings.secret_key(fresh=fresh)
     if "PAYMENT_URL" not in os.environ:
@@ -29,10 +39,21 @@ def prepare(*, fresh: bool = False) -> str:
 async def prepare_database(url: str, *, fresh: bool) -> str:
     """Run the migrations, and fill an empty shop."""
     engine = connect(url)
+    await check_database(engine)
     await migrate(engine, fresh=fresh)
     await seed(progress=show_progress)
     await engine.dispose()
     return engine.dialect.name
+
+
+async def check_database(engine: AsyncEngine) -> None:
+    """Connect, or give up with the reason."""
+    try:
+        async with engine.connect():
+            pass
+    except (OSError, SQLAlchemyError, PostgresError) as error:
+        reason = getattr(error, "orig", None) or error
+        raise SystemExit(f"Cannot connect to {engine.url!r}: {reason}") from None
 
 
 def start_provider() -> str:

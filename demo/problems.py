@@ -11,25 +11,26 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import HTTPExceptionHandler
 
 from demo.api.schemas import ProductOut
 from demo.errors import ChangedMeanwhileError, ShopError
+from demo.pages import templates
+from demo.races import lost_a_race
+from demo.request_log import REQUEST_ID, id_of
+from starlette_uow.handlers import answer_unavailable, unavailable_handlers
 
 REFUSED = (
     "The database refused this: it needs something that does not exist, such as a campaign, or "
     "removes something that is still in use. Nothing was written."
 )
 LOST_A_RACE = "Somebody changed the same at the same moment. Nothing was written. Try again."
-BUSY = "The shop is busy. Nothing was written. Try again."
-
-RACES = {"40001", "40P01"}
-"""SQLSTATE: serialization failure, deadlock."""
+BUSY = "The shop is busy, or cannot reach its database. Nothing was written. Try again."
+BUG = "Something went wrong on our side. The log tells more about this request."
 
 
 class ProblemResponse(JSONResponse):
@@ -50,12 +51,13 @@ def problem(
     headers: Mapping[str, str] | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Response:
-    """Answer a problem, as text where a person asks."""
-    if "text/html" in request.headers.get("accept", ""):
-        return PlainTextResponse(detail, status, headers)
+    """Answer a problem, as a page where a person asks."""
     title = HTTPStatus(status).phrase
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return ProblemResponse({**body, **(facts or {})}, status, headers)
+    body |= facts or {}
+    if "text/html" in request.headers.get("accept", ""):
+        return templates.TemplateResponse(request, "problem.html", body, status, headers)
+    return ProblemResponse(body, status, headers)
 
 
 def answer_shop_error(request: Request, error: Exception) -> Response:
@@ -68,9 +70,15 @@ def answer_shop_error(request: Request, error: Exception) -> Response:
 
 
 def answer_http_error(request: Request, error: Exception) -> Response:
-    """Answer Starlette's own errors in the same form."""
+    """Answer Starlette's own errors in the same form, and in words."""
     assert isinstance(error, HTTPException)
-    return problem(request, error.status_code, error.detail, headers=error.headers)
+    words = {
+        404: f"There is nothing at {request.url.path}.",
+        405: f"{request.method} does nothing here.",
+    }
+    said = error.detail != HTTPStatus(error.status_code).phrase
+    detail = error.detail if said else words.get(error.status_code, error.detail)
+    return problem(request, error.status_code, detail, headers=error.headers)
 
 
 def answer_bad_input(request: Request, error: Exception) -> Response:
@@ -82,21 +90,29 @@ def answer_bad_input(request: Request, error: Exception) -> Response:
     return problem(request, 422, detail, facts={"errors": places[:20]})
 
 
-def answer_database_error(request: Request, error: Exception) -> Response:
+async def answer_database_error(request: Request, error: Exception) -> Response:
     """Answer 409 or 503, whether a statement was refused or the COMMIT."""
     if isinstance(error, IntegrityError):
         return problem(request, 409, REFUSED)
-    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") in RACES:
+    if lost_a_race(error):
         return problem(request, 409, LOST_A_RACE, headers={"Retry-After": "1"})
-    if isinstance(error, PoolTimeoutError) or "database is locked" in str(error):
-        return problem(request, 503, BUSY, headers={"Retry-After": "1"})
-    raise error
+    if "database is locked" not in str(error):
+        await answer_unavailable(request, error)  # raises what does not come from its being away
+    return problem(request, 503, BUSY, headers={"Retry-After": "1"})
+
+
+def answer_bug(request: Request, error: Exception) -> Response:
+    """Answer nothing of the error, but the id that its line in the log has."""
+    request_id = id_of(request.scope)
+    return problem(
+        request, 500, BUG, headers={REQUEST_ID: request_id}, facts={"request_id": request_id}
+    )
 
 
 handlers: dict[type[Exception], HTTPExceptionHandler] = {
     ShopError: answer_shop_error,
     HTTPException: answer_http_error,
     RequestValidationError: answer_bad_input,
-    DBAPIError: answer_database_error,
-    PoolTimeoutError: answer_database_error,
+    **dict.fromkeys(unavailable_handlers, answer_database_error),
+    Exception: answer_bug,
 }

@@ -15,21 +15,33 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.log import FIELDS
 from starlette_uow import NoUnitError, UnitOfWork
 
 NOTE = "transaction"
-"""Where in `scope["state"]` the note is."""
+ID = "request_id"
+"""Where in `scope["state"]` the note and the request's id are."""
 
 REQUEST_ID = "x-request-id"
+LINE = (
+    "%(method)s %(path)s %(status)s %(transaction)s %(milliseconds)d ms"
+    " route=%(route)s request=%(request)s"
+)
 GOOD_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
 
 log = logging.getLogger("demo.requests")
 
 
+def id_of(scope: Scope) -> str:
+    """Tell the id of a request, which its line in the log and its answer have."""
+    return str(scope["state"][ID])
+
+
 class RequestLog:
     """Logs `POST /api/orders 201 committed 12 ms route=... request=...` for each request.
 
-    The client gets the request's id in a header; an id that it has sent is kept.
+    For programs, the log record has the same as fields. The client gets the request's id in a
+    header; an id that it has sent is kept.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,7 +55,7 @@ class RequestLog:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if GOOD_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
-        state[NOTE] = "no transaction"
+        state[NOTE], state[ID] = "no transaction", request_id
         answered: int | None = None
         started = perf_counter()
 
@@ -61,12 +73,16 @@ class RequestLog:
             status = "500"  # what a server answers for an app that raises
             raise
         finally:
-            status = status if answered is None else str(answered)
-            milliseconds = (perf_counter() - started) * 1000
-            # Quoted, so that no path can write a second line.
-            line = f"{scope['method']} {quote(scope['path'])} {status} {state[NOTE]}"
-            route = getattr(scope.get("route"), "path", "-")
-            log.info("%s %.0f ms route=%s request=%s", line, milliseconds, route, request_id)
+            fields = {
+                "method": scope["method"],
+                "path": quote(scope["path"]),  # so that no path can write a second line
+                "status": status if answered is None else str(answered),
+                "transaction": state[NOTE],
+                "milliseconds": round((perf_counter() - started) * 1000),
+                "route": getattr(scope.get("route"), "path", "-"),
+                "request": request_id,
+            }
+            log.info(LINE, fields, extra={FIELDS: fields})
 
 
 class TransactionNote:

@@ -4,6 +4,7 @@
 |----------------|-----------------------------|---------------------------------------------|
 | `DATABASE_URL` | PostgreSQL out of the wheel | `postgresql://...` or `sqlite:///...`       |
 | `POOL_SIZE`    | 5                           | connections to it, in each worker           |
+| `LOG_FORMAT`   | for a person                | `json`: for a program                       |
 | `SECRET_KEY`   | made at the first start     | signs tokens and cookies                    |
 | `PAYMENT_URL`  | a provider of our own       | where cards are charged                     |
 | `DATA_FOLDER`  | `.data` (as root elsewhere) | where the data and the secret key are kept  |
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from demo import postgres
 
@@ -27,6 +29,8 @@ DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
 }
 """The async driver, for URLs that name none."""
+
+DATABASES = "It is like postgresql://user:password@host/database or sqlite:///shop.sqlite."
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Settings:
             database_url=database_url(),
             secret_key=secret_key(),
             payment_url=os.environ["PAYMENT_URL"],
-            pool_size=int(os.environ.get("POOL_SIZE", "5")),
+            pool_size=pool_size(),
         )
 
 
@@ -61,9 +65,24 @@ def database_url(*, fresh: bool = False) -> str:
     given = os.environ.get("DATABASE_URL")
     if not given:
         return postgres.start(data_folder() / "postgres", fresh=fresh)
-    url = make_url(given)
+    try:
+        url = make_url(given)
+    except ArgumentError:
+        raise SystemExit(f"DATABASE_URL is no URL. {DATABASES}") from None
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+    if url.drivername not in DRIVERS.values():
+        raise SystemExit(f"DATABASE_URL is for {url.drivername!r}. {DATABASES}")
+    if url.drivername == DRIVERS["sqlite"] and url.database in (None, "", ":memory:"):
+        raise SystemExit(f"DATABASE_URL names no file, which all workers could share. {DATABASES}")
     return url.render_as_string(hide_password=False)
+
+
+def pool_size() -> int:
+    """Read POOL_SIZE."""
+    given = os.environ.get("POOL_SIZE", "5")
+    if not given.isdecimal() or int(given) < 1:
+        raise SystemExit(f"POOL_SIZE is a number of connections, at least 1, and not {given!r}.")
+    return int(given)
 
 
 def secret_key(*, fresh: bool = False) -> str:
@@ -76,11 +95,11 @@ def secret_key(*, fresh: bool = False) -> str:
     file = data_folder() / "secret-key"
     if fresh:
         file.unlink(missing_ok=True)
-    if file.exists():
-        return file.read_text()
+    if file.exists() and (kept := file.read_text()):
+        return kept
     file.parent.mkdir(parents=True, exist_ok=True)
     key = secrets.token_urlsafe(32)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, mode=0o600)
     with open(descriptor, "w") as opened:
         opened.write(key)
     return key

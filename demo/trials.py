@@ -108,7 +108,7 @@ async def failing_stream(request: Request, user: User, note: str) -> Response:
 async def _stream_and_fail(products: AsyncResult[Any]) -> AsyncGenerator[str]:
     for product in await products.fetchmany(3):
         yield f"{product.name}\n"
-    raise ConnectionError("The stream failed, on purpose.")
+    raise RuntimeError("The stream failed, on purpose.")
 
 
 KINDS: dict[str, Callable[[Request, User, str], Awaitable[Response]]] = {

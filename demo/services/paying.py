@@ -8,6 +8,7 @@ from decimal import Decimal
 from demo.errors import NotFoundError, PaymentRefusedError, WrongStateError
 from demo.models import Order, Payment, Refund, User
 from demo.payments import Provider, provider
+from demo.races import repeat_lost_races
 from demo.shop import Shop, shop
 
 
@@ -44,22 +45,30 @@ class Paying:
         """Give money back, at most what was paid, or raise `WrongStateError`.
 
         Two refunds at once could each find enough left, and be too much together: neither reads
-        what the other has not committed yet. SERIALIZABLE lets one of them fail instead. The
-        transaction of the caller's login is ended first, because it has the usual isolation.
+        what the other has not committed yet. SERIALIZABLE lets one of them fail instead, which
+        is then done again, in a new unit. The transaction of the caller's login is ended first:
+        it has the usual isolation, and would hold a second connection.
         """
         async with self._shop as unit:
             await unit.checkpoint()
-            return await self._refund(reference, amount, reason)
+            refunds = await repeat_lost_races(lambda: self._refund([reference], amount, reason))
+        return refunds[0]
 
     async def refund_whole(self, references: Sequence[str], reason: str) -> None:
         """Give back all that is left of each order: of all of them, or of none."""
         async with self._shop as unit:
             await unit.checkpoint()
-            for reference in references:
-                await self._refund(reference, None, reason)
+            await repeat_lost_races(lambda: self._refund(references, None, reason))
 
-    @shop.transactional(isolation_level="SERIALIZABLE")
-    async def _refund(self, reference: str, amount: Decimal | None, reason: str) -> Refund:
+    @shop.transactional(propagation="new", isolation_level="SERIALIZABLE")
+    async def _refund(
+        self, references: Sequence[str], amount: Decimal | None, reason: str
+    ) -> list[Refund]:
+        refunds = [await self._refund_one(reference, amount, reason) for reference in references]
+        await self._shop.session.flush()
+        return refunds
+
+    async def _refund_one(self, reference: str, amount: Decimal | None, reason: str) -> Refund:
         order = await self._shop.orders.by_reference(reference)
         if order is None:
             raise NotFoundError(f"order {reference!r}")
@@ -73,7 +82,6 @@ class Paying:
         self._shop.refunds.add(refund)
         if amount == left:
             order.status = "refunded"
-        await self._shop.session.flush()
         return refund
 
     async def _open_payment(

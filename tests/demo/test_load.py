@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 
-from demo.load import check_books, create_customers, read_books, run_load
+from demo.load import check_books, create_customers, main, read_books, run_load
 from demo.shop import shop
 from tests.demo.conftest import serve
 
@@ -44,3 +45,16 @@ async def test_check_of_the_books_finds_what_is_wrong(
     assert len(wrong) == 2
     assert wrong[0].startswith("PEN: 500 in stock")
     assert wrong[1].endswith("the provider has 1000000.00")
+
+
+async def test_load_deletes_no_database_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DATABASE_URL may well be the shop's."""
+    monkeypatch.setattr("sys.argv", ["load"])
+    monkeypatch.setenv("DATABASE_URL", "sqlite:////nowhere/shop.sqlite")
+
+    with pytest.raises(SystemExit):
+        await main()
+
+    assert "say so with --fresh" in capsys.readouterr().err

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
@@ -18,6 +21,8 @@ from demo.seed import OTHER_CUSTOMER
 from demo.services.ordering import ordering
 from tests.databases import Database
 from tests.demo.conftest import ORDERS, Contents, Count, LogIn, connect, order
+
+Refuse = Callable[[str], Awaitable[None]]
 
 
 async def test_order_is_committed_before_the_client_reads_201(
@@ -70,6 +75,54 @@ async def test_running_out_of_stock_halfway_leaves_nothing(
         "sku": "LAMP",
         "left": 1,
     }
+    assert await contents() == before
+
+
+FIVE_TABLES = ("orders", "order_lines", "products", "payments", "audit_entries")
+
+
+@pytest.fixture
+async def refuse(engine: AsyncEngine) -> AsyncIterator[Refuse]:
+    """Let the database refuse the next write to a table, whatever it is."""
+    is_postgres = engine.dialect.name == "postgresql"
+
+    async def run(*statements: str) -> None:
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+
+    async def refuse(table: str) -> None:
+        if is_postgres:
+            await run(
+                "create function refuse() returns trigger language plpgsql as"
+                " $$ begin raise check_violation; end $$",
+                f"create trigger refused before insert or update on {table}"
+                " for each row execute function refuse()",
+            )
+        else:
+            event = "update" if table == "products" else "insert"
+            await run(
+                f"create trigger refused before {event} on {table}"
+                " begin select raise(abort, 'refused'); end"
+            )
+
+    yield refuse
+    if is_postgres:
+        await run("drop function refuse() cascade")
+
+
+@pytest.mark.parametrize("table", FIVE_TABLES)
+async def test_order_that_fails_at_one_table_leaves_nothing_in_any(
+    customer: httpx.AsyncClient, contents: Contents, refuse: Refuse, table: str
+) -> None:
+    """Whatever was written before it is undone."""
+    before = await contents()
+    await refuse(table)
+
+    answer = await customer.post("/api/orders", json=order(("TEA", 2), ("CUP", 1)))
+
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == REFUSED
     assert await contents() == before
 
 

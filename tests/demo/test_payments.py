@@ -110,7 +110,7 @@ async def test_refunds_at_once_are_not_too_much_together(
     payment_provider: httpx.AsyncClient,
     count: Count,
 ) -> None:
-    """Each finds enough left; SERIALIZABLE lets all but one fail."""
+    """Each finds enough left; SERIALIZABLE lets all but one fail, and look again."""
     path = await place(customer)
     await customer.post(f"{path}/payment", json=CARD)
     refund = {"amount": "6.00", "reason": "It smells"}
@@ -121,6 +121,25 @@ async def test_refunds_at_once_are_not_too_much_together(
 
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
     assert await count("refunds where reason = 'It smells'") == 1
+
+
+async def test_refunds_at_once_that_are_not_too_much_all_succeed(
+    customer: httpx.AsyncClient,
+    manager: httpx.AsyncClient,
+    payment_provider: httpx.AsyncClient,
+    count: Count,
+) -> None:
+    """Those that lose the race are tried again: no manager has to."""
+    path = await place(customer)
+    await customer.post(f"{path}/payment", json=CARD)
+    refund = {"amount": "1.00", "reason": "A dent"}
+
+    answers = await asyncio.gather(
+        *(manager.post(f"{path}/refunds", json=refund) for _ in range(4))
+    )
+
+    assert [answer.status_code for answer in answers] == [201] * 4
+    assert await count("refunds where reason = 'A dent'") == 4
 
 
 async def test_whole_refund_ends_the_order(
