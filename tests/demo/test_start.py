@@ -81,6 +81,17 @@ async def test_first_page_shows_the_same_lines(client: httpx.AsyncClient) -> Non
         assert example.line in unescape(page.text)
 
 
+async def test_api_page_needs_no_internet(client: httpx.AsyncClient) -> None:
+    """Its scripts and its style come from the shop."""
+    page = await client.get("/docs")
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+
+    assert len(parts) >= 2
+    for part in parts:
+        assert part.startswith("/"), part
+        assert (await client.get(part)).status_code == 200
+
+
 async def test_health_needs_no_database(client: httpx.AsyncClient) -> None:
     """It is excluded from the units of work."""
     answer = await client.get("/health")
