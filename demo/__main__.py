@@ -47,7 +47,6 @@ def check_address(host: str, port: int) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Prepare, say what there is to see, and serve."""
     # Not above: each worker imports this file before it answers uvicorn, which does not wait long.
-    from demo import app
     from demo.log import set_up_logging
     from demo.prepare import prepare, show
     from demo.welcome import start_text
@@ -57,7 +56,7 @@ def serve(arguments: argparse.Namespace) -> None:
     host = "127.0.0.1" if arguments.host in ("0.0.0.0", "::") else arguments.host
     show(start_text(f"http://{host}:{arguments.port}", dialect))
     uvicorn.run(
-        f"{app.__name__}:{app.start.__name__}",
+        "demo.app:start",  # by name: with workers, this process needs none of it
         factory=True,
         host=arguments.host,
         port=arguments.port,

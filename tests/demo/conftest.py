@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,10 +30,13 @@ from demo.models import Base
 from demo.payments import create_provider, provider
 from demo.seed import ADMIN, CLERK, CUSTOMER, Person, seed
 from demo.shop import sessions
-from tests.databases import Database
+from tests.databases import Database, create_database, drop_database
 
 QUICK = PasswordHash([Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)])
 """Hashes passwords within milliseconds: the tests make many, of which none is worth stealing."""
+
+FULL = os.environ.get("TORTURE") == "full"
+"""Take the time for more of the same: many more examples, longer runs."""
 
 ORDERS = 12
 """How many orders the shop of a test begins with."""
@@ -38,24 +44,79 @@ ORDERS = 12
 OWN_UNITS = ("login_attempts", "tokens")
 """Tables that a login writes, whatever becomes of the request."""
 
+FILLED: set[Path] = set()
+"""The SQLite databases that are filled, to be copied."""
+
 Contents = Callable[[], Coroutine[Any, Any, dict[str, object]]]
 Count = Callable[[str], Awaitable[int]]
 LogIn = Callable[[Person], Awaitable[httpx.AsyncClient]]
 
 
+@pytest.fixture(scope="session")
+def postgres_url(server_url: str) -> Iterator[str]:
+    """A database for the demo alone: its tables stay from one test to the next."""
+    name = f"starlette_uow_demo_{os.getpid()}"
+    yield asyncio.run(create_database(server_url, name))
+    asyncio.run(drop_database(server_url, name))
+
+
+async def fill(engine: AsyncEngine) -> None:
+    """Fill a shop as `python -m demo` does, if with less."""
+    await migrate(engine, fresh=True)
+    await seed(orders=ORDERS)
+
+
+async def fill_sqlite(engine: AsyncEngine, filled: Path) -> None:
+    """Fill a shop, or copy the one that an earlier test has filled."""
+    path = Path(str(engine.url.database))
+    if filled in FILLED:
+        source, target = filled, path
+    else:
+        source, target = path, filled
+        await fill(engine)
+        FILLED.add(filled)
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
+
+
+async def fill_postgres(engine: AsyncEngine) -> None:
+    """Fill a shop, or fill its tables with the rows that an earlier test has saved."""
+    tables = Base.metadata.sorted_tables
+    async with engine.connect() as connection:
+        saved = await connection.scalar(text("SELECT to_regnamespace('saved') IS NOT NULL"))
+    if not saved:
+        await fill(engine)
+        script = ["CREATE SCHEMA saved"]
+        script += [f"CREATE TABLE saved.{t} AS TABLE public.{t}" for t in tables]
+    else:
+        script = [f"DELETE FROM {t}" for t in reversed(tables)]
+        for table in tables:
+            script.append(f"INSERT INTO {table} SELECT * FROM saved.{table}")
+            if (key := table.autoincrement_column) is not None:
+                sequence = f"pg_get_serial_sequence('{table}', '{key.name}')"
+                following = f"(SELECT coalesce(max({key.name}), 0) + 1 FROM {table})"
+                script.append(f"SELECT setval({sequence}, {following}, false)")
+    async with engine.begin() as connection:
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        await raw.driver_connection.execute("; ".join(script))
+
+
 @pytest.fixture
 async def app(
-    engine: AsyncEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine,
+    tmp_path_factory: pytest.TempPathFactory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Starlette]:
     """Fill a shop, and check at the end that nothing was logged as an error."""
     monkeypatch.setattr(passwords, "_hasher", QUICK)
     sessions.configure(bind=engine)
-    await migrate(engine, fresh=True)
-    await seed(orders=ORDERS)
+    if engine.dialect.name == "postgresql":
+        await fill_postgres(engine)
+    else:
+        await fill_sqlite(engine, tmp_path_factory.getbasetemp() / "filled.sqlite")
     yield create_app("not-a-secret", engine)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
-        await connection.execute(text("DROP TABLE alembic_version"))
     sessions.configure(bind=None)
     records = [r for r in caplog.get_records("call") if not r.name.startswith("starlette_admin")]
     assert [record for record in records if record.levelno >= logging.ERROR] == []

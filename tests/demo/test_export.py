@@ -1,4 +1,7 @@
-"""The CSV export: a hundred thousand lines, in the memory of a few."""
+"""The CSV export: a hundred thousand lines, in the memory of a few.
+
+On SQLite a quarter of them, except with `TORTURE=full`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 
-from tests.demo.conftest import serve
+from tests.demo.conftest import FULL, serve
 
 LINES = 100_000
 A_FEW_PARTITIONS = 16 * 1024 * 1024
@@ -57,7 +60,8 @@ async def test_export_streams_in_constant_memory(
     app: Starlette, engine: AsyncEngine, clerk: httpx.AsyncClient
 ) -> None:
     """The first line is there long before the last, and the server keeps a few partitions."""
-    await add_lines(engine, LINES)
+    lines = LINES if FULL or engine.dialect.name == "postgresql" else LINES // 4
+    await add_lines(engine, lines)
     read = 0
     async with (
         serve(app) as url,
@@ -77,7 +81,7 @@ async def test_export_streams_in_constant_memory(
 
     figures = f"first byte {first:.3f} s, last {last:.3f} s, {(peak - before) / 1e6:.1f} MB"
     assert answer.headers["content-type"].startswith("text/csv")
-    assert read > LINES
+    assert read > lines
     assert first < last / 5, figures
     assert peak - before < A_FEW_PARTITIONS, figures
     log.info("%s lines: %s", read, figures)
@@ -87,7 +91,7 @@ async def test_reader_who_leaves_gives_the_connection_back(
     app: Starlette, engine: AsyncEngine, clerk: httpx.AsyncClient
 ) -> None:
     """The transaction of the cursor ends with the answer, complete or not."""
-    await add_lines(engine, LINES // 5)
+    await add_lines(engine, LINES // 10)
     async with serve(app) as url:
         async with httpx.AsyncClient(base_url=url, headers=clerk.headers, trust_env=False) as one:
             async with one.stream("GET", "/api/export/orders.csv") as answer:

@@ -1,5 +1,5 @@
 """Whatever a client sends: no 5xx, the answer that the OpenAPI promises, and an error that leaves
-nothing behind.
+nothing behind. `TORTURE=full` sends much more.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 
 from demo.seed import ADMIN, CUSTOMER, Person
-from tests.demo.conftest import Contents, LogIn, serve
+from tests.demo.conftest import FULL, Contents, LogIn, serve
 
-EXAMPLES = 12
+EXAMPLES = 50 if FULL else 4
 """Of each operation, by each of two people, both as described and otherwise."""
 
 quiet = settings(
