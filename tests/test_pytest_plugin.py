@@ -80,6 +80,12 @@ def test_sync(uow_sandbox):
 
 ANYIO = "pytestmark = pytest.mark.anyio"
 ASYNCIO = "pytestmark = pytest.mark.asyncio"
+PYTEST_ASYNCIO = (
+    "-p",
+    "pytest_asyncio.plugin",
+    "-o",
+    "asyncio_default_fixture_loop_scope=function",
+)
 
 needs_pytest_asyncio = pytest.mark.skipif(
     find_spec("pytest_asyncio") is None, reason="pytest-asyncio is not installed"
@@ -102,7 +108,15 @@ class Project:
         (info / "entry_points.txt").write_text("\n".join(["[pytest11]", *lines]))
 
     def run(self, tests: str, *arguments: str) -> tuple[str, dict[str, int]]:
-        """Run tests, and return what pytest prints, and what it counts."""
+        """Run tests, and return what pytest prints, and what it counts.
+
+        Without the plugins that happen to be installed: to import them takes most of the time.
+        """
+        first, last = ("--disable-plugin-autoload", "-p", "anyio"), ("-p", "starlette_uow")
+        return self.run_with_all_plugins(tests, *first, *arguments, *last)
+
+    def run_with_all_plugins(self, tests: str, *arguments: str) -> tuple[str, dict[str, int]]:
+        """The same as a user has it."""
         (self.folder / "test_it.py").write_text(tests)
         path = [str(self.folder / "installed"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
@@ -130,8 +144,7 @@ async def project(
 @pytest.mark.parametrize("alone", [True, pytest.param(False, marks=needs_pytest_asyncio)])
 def test_with_the_plugin_of_anyio(project: Project, alone: bool) -> None:
     """Each test has its sandbox or its copy, with pytest-asyncio beside it or not."""
-    beside = ("-o", "asyncio_default_fixture_loop_scope=function")
-    _, counts = project.run(TESTS.format(mark=ANYIO), *(("-p", "no:asyncio") if alone else beside))
+    _, counts = project.run(TESTS.format(mark=ANYIO), *(() if alone else PYTEST_ASYNCIO))
 
     assert counts == {"passed": 4}
 
@@ -142,7 +155,7 @@ def test_with_pytest_asyncio(project: Project, mode: str) -> None:
     """In both of its modes; each test has a loop of its own, the engine is global."""
     _, counts = project.run(
         TESTS.format(mark=ASYNCIO if mode == "strict" else ""),
-        *("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function"),
+        *(*PYTEST_ASYNCIO, "-o", f"asyncio_mode={mode}"),
     )
 
     assert counts == {"passed": 4}
@@ -154,7 +167,7 @@ def test_in_parallel(project: Project, fixture: str) -> None:
     if "sqlite" in project.url and fixture == "shared":
         pytest.skip("SQLite has one writer: each process needs a file of its own")
     _, counts = project.run(
-        TESTS.format(mark=ANYIO), "-p", "no:asyncio", "-n", "2", "-k", f"test_{fixture}"
+        TESTS.format(mark=ANYIO), "-p", "xdist", "-n", "2", "-k", f"test_{fixture}"
     )
 
     assert counts == {"passed": 2}
@@ -162,15 +175,16 @@ def test_in_parallel(project: Project, fixture: str) -> None:
 
 def test_what_is_left_open_fails_the_test(project: Project) -> None:
     """With the name of it."""
-    printed, counts = project.run(TESTS.format(mark=ANYIO) + LEAK, "-p", "no:asyncio", "-k", "leak")
+    printed, counts = project.run(TESTS.format(mark=ANYIO) + LEAK, "-k", "leak")
 
     assert counts == {"passed": 1, "error": 1}
     assert "LeftOpenError: The test left open: the unit of an `async with` block" in printed
 
 
-def test_test_without_event_loop_is_told(project: Project) -> None:
-    """As are those that use Starlette's TestClient."""
-    printed, counts = project.run(SYNC, "-p", "no:asyncio")
+def test_test_without_event_loop_is_told(tmp_path: Path) -> None:
+    """As are those that use Starlette's TestClient. The fixtures come with the installation."""
+    project = Project(tmp_path, "sqlite+aiosqlite://")
+    printed, counts = project.run_with_all_plugins(SYNC, "-p", "no:asyncio")
 
     assert counts == {"error": 1}
     assert "'test_sync' has no event loop" in printed
