@@ -502,6 +502,21 @@ async def test_other_event_loop_is_refused(uow: UnitOfWork, source: UnitOfWork, 
         await add(uow, "tea")
 
 
+async def test_test_client_works_without_a_sandbox(database: Database) -> None:
+    """All of its requests run in one loop, at the end of which the engine is disposed."""
+    uow = UnitOfWork(create_engine(database.url))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions prefer another HTTP client
+        from starlette.testclient import TestClient
+
+    def use() -> list[str]:
+        with TestClient(make_app(uow)) as client:
+            assert client.post("/tea").status_code == 201
+            return list(client.get("/").json())
+
+    assert await anyio.to_thread.run_sync(use) == ["tea"]
+
+
 async def test_lost_connection_ends_the_sandbox_alone(
     uow: UnitOfWork, engine: AsyncEngine, database: Database
 ) -> None:
