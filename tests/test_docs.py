@@ -15,6 +15,7 @@ import httpx
 import pytest
 import websockets
 
+import starlette_uow
 from starlette_uow.errors import SandboxError
 from starlette_uow.testing import sandbox
 from tests.test_readme import run
@@ -144,6 +145,14 @@ FASTAPI_ANSWERS = """\
 303
 202 "lamp"
 200 5"""
+
+
+def test_every_error_is_in_the_page_on_troubleshooting() -> None:
+    """A new one has to be explained there."""
+    page = (DOCS / "troubleshooting.md").read_text()
+    names = {name for name in starlette_uow.__all__ if name.endswith("Error")}
+
+    assert {name for name in names - {"UnitOfWorkError"} if f"`{name}`" not in page} == set()
 
 
 def test_every_page_is_in_the_navigation() -> None:
