@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import itertools
 import re
@@ -27,6 +28,7 @@ CURL = re.compile(r"^\$ curl -w ' %\{http_code\}\\n' (?:-X (\w+) )?localhost:800
 async def run(code: str, namespace: dict[str, Any]) -> None:
     """Execute a snippet, which may await."""
     compiled = compile(code, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    namespace.setdefault("__builtins__", builtins)  # Python 3.13 wants it
     result = types.FunctionType(compiled, namespace)()
     if inspect.isawaitable(result):
         await result
@@ -102,6 +104,6 @@ def test_every_option_and_error_is_listed() -> None:
 def test_rule_has_a_row_for_each_point_of_the_docstring() -> None:
     """The rule is written once for readers of the code, and once for users."""
     table = README.partition("## The rule")[2].partition("So: **")[0]
-    points = re.findall(r"^ {4}\d+\.", UnitOfWorkMiddleware.__doc__ or "", re.MULTILINE)
+    points = re.findall(r"^\d+\.", inspect.getdoc(UnitOfWorkMiddleware) or "", re.MULTILINE)
 
     assert table.count("\n| ") - 1 == len(points)
