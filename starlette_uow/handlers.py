@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from importlib.util import find_spec
 from typing import Any
 
@@ -68,8 +68,9 @@ if find_spec("asyncpg") is not None:
 
     _classes.append(PostgresError)  # by SQLAlchemy 2.0, where a connection cannot be made
 
-unavailable_handlers: Mapping[
-    type[Exception], Callable[[Request, Exception], Coroutine[Any, Any, Response]]
+# The types are those of FastAPI's argument: a dict of narrower ones does not fit it.
+unavailable_handlers: dict[
+    int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]
 ] = dict.fromkeys(_classes, answer_unavailable)
 """For `Starlette(exception_handlers=...)` and `FastAPI(exception_handlers=...)`: every class of
 error that can mean that the database was away. A handler of yours for a class below one of these,
