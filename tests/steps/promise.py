@@ -128,7 +128,8 @@ def broken(
     if written - known or before - names:
         failed = status is not None and status >= 400
         yield "error told, rows written" if failed else "half a unit", told
-    if endpoint.status >= 400 and status is not None and status < 400:
+    by_start = complete or not attempt.way.cuts_commits
+    if endpoint.status >= 400 and status is not None and status < 400 and by_start:
         yield "success told, not committed", told
     missing = False
     for unit in endpoint.units:
@@ -140,7 +141,6 @@ def broken(
             continue
         if status >= 400 and there and not unit.stands and not attempt.way.cuts_commits:
             yield "error told, rows written", told
-        by_start = complete or not attempt.way.cuts_commits
         due = (unit.due == "start" and by_start) or (
             unit.due == "end" and complete and not cut_short
         )
