@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette_admin import DropDown
@@ -43,6 +45,7 @@ def create_admin(secret_key: str) -> Admin:
     admin = Admin(
         shop,
         title="Shop",
+        templates_dir=str(Path(__file__).parent / "templates"),
         secret_key=secret_key,
         auth_provider=StaffLogin(),
         middlewares=[cookie],

@@ -22,6 +22,9 @@ from demo.services.reports import reports
 from demo.shop import shop
 
 DAYS = 30
+GREY = "#8792a2"
+"""Can be read on white and on black."""
+
 HALF = Breakpoints(default=12, lg=6)
 THIRD = Breakpoints(default=6, lg=3)
 
@@ -33,7 +36,8 @@ async def show_dashboard(request: Request) -> BaseWidget:
     money = is_manager(request)
     dates = [day.day.strftime("%d %b") for day in days]
     options = {
-        "chart": {"toolbar": {"show": False}},
+        "chart": {"toolbar": {"show": False}, "foreColor": GREY},
+        "grid": {"borderColor": f"{GREY}40"},
         "dataLabels": {"enabled": False},
         "xaxis": {"categories": dates, "tickAmount": 3, "labels": {"rotate": 0}},
     }

@@ -99,7 +99,7 @@ class OrderView(ShopView):
         EnumField(
             "status", choices=STATUSES, read_only=True, exclude_from_create=True, disabled=True
         ),
-        HasOne("campaign", key="campaign"),
+        HasOne("campaign", key="campaign", exclude_from_list=True),
         StringField(
             "coupon_code",
             label="Coupon",
@@ -177,7 +177,7 @@ class PaymentView(ShopView):
     for_managers = True
     read_only = True
     fields = (
-        StringField("id"),
+        StringField("id", exclude_from_list=True),
         HasOne("order", key="order"),
         DecimalField("amount"),
         EnumField("state", choices=PAYMENT_STATES),
@@ -185,6 +185,10 @@ class PaymentView(ShopView):
     )
     searchable_fields = ("state",)
     fields_default_sort = (("created_at", True),)
+
+    async def repr(self, obj: Any, request: Request) -> str:
+        """Show a payment where its order is shown already."""
+        return f"{obj.amount}, {obj.state}"
 
 
 class RefundView(ShopView):

@@ -81,7 +81,7 @@ class CustomerView(ShopView):
         IntegerField("id", exclude_from_list=True),
         StringField("name", maxlength=200, required=True),
         StringField("email", input_type="email", maxlength=200, required=True),
-        StringField("street", maxlength=200, required=True),
+        StringField("street", maxlength=200, required=True, exclude_from_list=True),
         StringField("city", maxlength=200, required=True),
         HasOne("user", key="user", label="Account"),
         DateTimeField("created_at", exclude_from_create=True, exclude_from_edit=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, Request, expect
@@ -205,16 +206,26 @@ def test_second_window_does_not_overwrite_what_it_has_not_seen(
     assert demo_shop.scalar(f"select name from products where id = {key}") == "Wall clock, red"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_pages_fit_their_window(page: Page, width: int) -> None:
-    """Also on a telephone: what is wider scrolls inside its card."""
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_pages_fit_their_window_and_its_colours(
+    page: Page, demo_shop: Shop, width: int, scheme: Any
+) -> None:
+    """Also on a telephone: what is wider scrolls inside its card. No other site is asked."""
     page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     wide = []
 
     for path in ("", "order/list", "product/list", "order/edit?pk=1"):
         page.goto(f"/admin/{path}")
         expect(page.locator(".page-body")).to_be_visible()
+        expect(page.locator("html")).to_have_attribute("data-bs-theme", scheme)
+        if path.startswith("order/edit"):
+            page.locator("span[aria-labelledby='select2-customer-container']").click()
+            expect(page.locator(".select2-results__option--selectable").first).to_be_visible()
         if page.evaluate("document.documentElement.scrollWidth") > width:
             wide.append(path)
 
     assert wide == []
+    assert [url for url in asked if not url.startswith(demo_shop.url)] == []
