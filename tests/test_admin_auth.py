@@ -95,6 +95,12 @@ async def client(
     async def ask_again(context: Any) -> None:
         assert await admin.auth_provider.authenticate(context.request)  # type: ignore[union-attr]
 
+    @admin.events.on(AdminEvent.AFTER_LOGIN)
+    async def fail(context: Any) -> None:
+        failures = {"refused": LoginFailed("Not today."), "broken": RuntimeError("broken")}
+        if name := context.request.headers.get("x-fail"):
+            raise failures[name]
+
     app = new_app(admin, uow=uow if request.param else None)
     async with open_client(app, "/admin/login") as client:
         yield client
@@ -170,6 +176,22 @@ async def test_login_whose_commit_is_refused_hands_out_no_cookie(
     assert response.status_code == 409
     assert "session" not in client.cookies
     assert await database.observer.scalar("select count(*) from tickets") == 0
+
+
+@pytest.mark.parametrize(("failure", "status"), [("refused", 400), ("broken", 500)])
+async def test_login_whose_subscriber_raises_is_undone(
+    client: httpx.AsyncClient, database: Database, failure: str, status: int
+) -> None:
+    """No ticket and no stamp; the cookie of a 400 opens nothing, as its ticket is not there."""
+    client.headers["x-fail"] = failure
+
+    response = await log_in(client)
+
+    assert response.status_code == status
+    assert (await client.get("/admin/item/list")).status_code == 303
+    assert await database.observer.scalar("select count(*) from tickets") == 0
+    assert await database.observer.scalar("select logins from accounts") == 0
+    assert await database.observer.names() == []
 
 
 async def test_revoked_login_has_no_access_with_the_next_request(

@@ -17,17 +17,23 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy_file import FileField as FileColumn
 from sqlalchemy_file.storage import StorageManager
 from sqlmodel import Field, SQLModel
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette_admin import StatWidget, route
+from starlette_admin.base import BaseAdmin
 from starlette_admin.contrib import sqlmodel
 from starlette_admin.contrib.sqla import ModelView
 from starlette_admin.contrib.sqla.middleware import DBSessionMiddleware
 from starlette_admin.events import AdminEvent
 from starlette_admin.exceptions import FormValidationError
 from starlette_admin.fields import FileField, StringField
+from starlette_admin.i18n import I18nConfig
+from starlette_admin.plugins import BasePlugin
 from starlette_admin.storage import LocalStorage
-from starlette_admin.views import CustomView
+from starlette_admin.views import BaseView, CustomView
 
 from starlette_uow import ConfigurationError, UnitOfWork, current_session
 from starlette_uow.admin import Admin, AdminUnitMiddleware, UnitOfWorkPlugin
@@ -358,6 +364,82 @@ def contents(container: Any) -> list[bytes]:
 def local_container(path: Path) -> Any:
     driver: Any = LocalStorageDriver
     return driver(str(path)).create_container("pictures")
+
+
+# --- languages and plugins ---------------------------------------------------------------------
+
+
+async def test_admin_speaks_the_language_of_its_reader(uow: UnitOfWork, database: Database) -> None:
+    """In the error of a form, which is rolled back, and in a message that waits for the commit."""
+    admin = new_admin(uow, i18n_config=I18nConfig(default_locale="de"))
+    async with open_client(new_app(admin, uow=uow)) as client:
+        refused = await client.post("/admin/item/create", data={"name": ""})
+        created = await client.post("/admin/item/create", data={"name": "c"})
+        page = await client.get("/admin/item/list")
+
+    assert (refused.status_code, created.status_code) == (422, 303)
+    assert "Dieses Feld ist erforderlich" in refused.text
+    assert "erfolgreich" in page.text
+    assert await database.observer.names() == ["c"]
+
+
+class Notes(BasePlugin):
+    """Brings what a plugin can bring: a middleware, a route, a view, and a subscriber."""
+
+    name = "notes"
+
+    def middlewares(self) -> list[Middleware]:
+        return [Middleware(NoteMiddleware)]
+
+    def routes(self) -> list[Route]:
+        return [Route("/fail", self.fail, methods=["POST"])]
+
+    def views(self) -> list[BaseView]:
+        return [PlainView(Part, key="plain")]
+
+    def setup(self, admin: BaseAdmin) -> None:
+        admin.events.on(AdminEvent.AFTER_CREATE, self.note)
+
+    async def fail(self, request: Request) -> Response:
+        session_of(request).add(Item(name="written by the route"))
+        return JSONResponse({}, status_code=409)
+
+    async def note(self, context: Any) -> None:
+        session_of(context.request).add(Item(name="noted by the subscriber"))
+
+
+class NoteMiddleware:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            current_session().add(Item(name="noted by the middleware"))
+        await self.app(scope, receive, send)
+
+
+class PlainView(ModelView):
+    fields: Any = ("id", "item_id")
+
+
+async def test_plugin_works_in_the_unit_of_the_request(uow: UnitOfWork, database: Database) -> None:
+    """All of it is committed together, or not at all."""
+    admin = new_admin(uow, plugins=[Notes()])
+    async with uow:
+        uow.session.add(Item(name="a"))
+    async with open_client(new_app(admin, uow=uow)) as client:
+        failed = await client.post("/admin/plugins/notes/fail")
+        refused = await client.post("/admin/plain/create", data={"item_id": "999"})
+        before = await database.observer.names()
+        created = await client.post("/admin/plain/create", data={"item_id": "1"})
+
+    noted = ["noted by the middleware", "noted by the subscriber"]
+    assert failed.status_code == 409
+    assert refused.status_code == (422 if database.is_postgres else 409)
+    assert before == ["a"]
+    assert created.status_code == 303
+    assert await database.observer.names() == ["a", *noted]
+    assert await database.observer.scalar("select count(*) from parts") == 1
 
 
 # --- admins ------------------------------------------------------------------------------------
