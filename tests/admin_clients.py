@@ -26,6 +26,7 @@ from tests.admin_models import Audit, Document
 
 PEOPLE = 20
 DOCUMENTS = 12
+TAKEN = "the title of another"
 VERSION = re.compile(r'name="version"[^>]*?value="(\d+)"|value="(\d+)"[^>]*?name="version"', re.S)
 
 
@@ -70,6 +71,8 @@ async def add_documents(uow: UnitOfWork) -> None:
     await add_items(uow, "root")
     async with uow:
         uow.session.add_all(Document(title=f"document {n}") for n in range(DOCUMENTS))
+        await uow.session.flush()
+        uow.session.add(Document(title=TAKEN))  # the last, which nobody edits
 
 
 class Person:
@@ -99,8 +102,9 @@ class Person:
 
     def new_title(self) -> str:
         """Every tenth is taken, and refused by the database."""
-        number = 1 if self.random.random() < 0.1 else self.random.getrandbits(60)
-        return f"title {number}"
+        if self.random.random() < 0.1:
+            return TAKEN
+        return f"title {self.random.getrandbits(60)}"
 
     async def look(self) -> None:
         await self.request("list", "GET", f"/document/list?q={self.random.randrange(10)}")
