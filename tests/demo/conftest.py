@@ -89,7 +89,7 @@ async def fill_postgres(engine: AsyncEngine) -> None:
         script = ["CREATE SCHEMA saved"]
         script += [f"CREATE TABLE saved.{t} AS TABLE public.{t}" for t in tables]
     else:
-        script = [f"DELETE FROM {t}" for t in reversed(tables)]
+        script = [f"TRUNCATE {', '.join(t.name for t in tables)}"]
         for table in tables:
             script.append(f"INSERT INTO {table} SELECT * FROM saved.{table}")
             if (key := table.autoincrement_column) is not None:
