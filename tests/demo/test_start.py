@@ -17,9 +17,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped]  # comes with schemathesis
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 
@@ -331,6 +332,26 @@ def test_port_in_use_is_told() -> None:
     assert f"Cannot serve at 127.0.0.1:{port}: Address already in use" in str(left.value)
     assert "--port" in str(left.value)
     check_address("127.0.0.1", port)
+
+
+def test_compose_file_asks_for_what_the_code_has() -> None:
+    """Its commands, its variables, and the port at which the payment provider listens."""
+    services = yaml.safe_load(Path("docker-compose.yml").read_text())["services"]
+    demo, payments = services["demo"], services["payments"]
+
+    for name in demo["environment"]:
+        assert f"| `{name}`" in (settings.__doc__ or "")
+    for service in (demo, payments):
+        program, *command = service["command"]
+        shown = subprocess.run(
+            [sys.executable, *command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert program == "python"
+        assert {word for word in command if word.startswith("--")} <= set(shown.stdout.split())
+    assert demo["environment"]["PAYMENT_URL"] == "http://payments:9000"
+    assert make_url(demo["environment"]["DATABASE_URL"]).port == int(
+        services["pgbouncer"]["environment"]["LISTEN_PORT"]
+    )
 
 
 def test_settings_are_all_documented() -> None:
