@@ -74,6 +74,8 @@ def database_url(*, fresh: bool = False) -> str:
         raise SystemExit(f"DATABASE_URL is for {url.drivername!r}. {DATABASES}")
     if url.drivername == DRIVERS["sqlite"] and url.database in (None, "", ":memory:"):
         raise SystemExit(f"DATABASE_URL names no file, which all workers could share. {DATABASES}")
+    if url.drivername == DRIVERS["sqlite"] and not Path(str(url.database)).parent.is_dir():
+        raise SystemExit(f"DATABASE_URL names a file in a folder that is not there: {url.database}")
     return url.render_as_string(hide_password=False)
 
 

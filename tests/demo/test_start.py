@@ -298,7 +298,10 @@ BAD_SETTINGS = {
     "another database": ({"DATABASE_URL": "mysql://db/shop"}, "DATABASE_URL is for 'mysql'."),
     "another driver": ({"DATABASE_URL": "postgresql+psycopg2://db/shop"}, "'postgresql+psycopg2'"),
     "no file": ({"DATABASE_URL": "sqlite://"}, "DATABASE_URL names no file"),
-    "no folder": ({"DATABASE_URL": "sqlite:////nowhere/shop.sqlite"}, "unable to open database"),
+    "no folder": (
+        {"DATABASE_URL": "sqlite:////nowhere/shop.sqlite"},
+        "a folder that is not there: /nowhere",
+    ),
     "nobody there": ({"DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "u:***@127.0.0.1:9"),
     "no number": ({"POOL_SIZE": "many"}, "POOL_SIZE is a number of connections"),
     "no connection": ({"POOL_SIZE": "0"}, "at least 1, and not '0'"),
