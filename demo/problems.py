@@ -109,7 +109,7 @@ def answer_bug(request: Request, error: Exception) -> Response:
     )
 
 
-handlers: dict[type[Exception], HTTPExceptionHandler] = {
+handlers: dict[int | type[Exception], HTTPExceptionHandler] = {
     ShopError: answer_shop_error,
     HTTPException: answer_http_error,
     RequestValidationError: answer_bad_input,
