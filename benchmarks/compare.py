@@ -1,19 +1,21 @@
 """Requests through starlette-uow, by hand and through the alternatives, in one process.
 
-Prints Markdown tables: the time of a request relative to the one written by hand, the throughput
-with slow clients, and the time a connection is held.
+Prints Markdown tables, and writes them to results.md beside this file, with a picture: the time of
+a request relative to the one written by hand, the throughput with slow clients, the time a
+connection is held, what is sent to the server, and the memory that is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import importlib.metadata
 import os
 import platform
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
+from benchmarks import memory, plot, wire
 from benchmarks.alternation import Block, Comparison, alternate
 from benchmarks.peers import PEERS, Peer
 from demo import postgres
 from starlette_uow import create_engine
 
+OURS = "starlette-uow"
 BY_HAND = "hand-written"
+RESULTS = Path(__file__).parent / "results.md"
 SLOW_BODY = 0.05
 """Seconds that a slow client takes to accept a body."""
 
@@ -66,29 +71,46 @@ async def ten(session: AsyncSession) -> None:
     await session.execute(insert(Row).values(name="written"))
 
 
-WORK: dict[str, Callable[[AsyncSession], Awaitable[None]]] = {
+async def do_nothing(request: Request) -> Response:
+    """An endpoint that does not ask for a session."""
+    return PlainTextResponse("done")
+
+
+Work = Callable[[AsyncSession], Awaitable[None]]
+NOTHING = "no database work"
+WORK: dict[str, Work] = {
     "one read": read,
     "one write": write,
     "ten statements": ten,
 }
 
 
+Charts = dict[str, dict[str, float]]
+"""What the picture shows."""
+
+
 class App:
     """A Starlette app on a peer, and raw requests to it."""
 
     def __init__(self, name: str, url: str, *, pool_size: int) -> None:
-        make_engine = create_engine if name == "starlette-uow" else create_async_engine
+        make_engine = create_engine if name == OURS else create_async_engine
         self.engine: AsyncEngine = make_engine(url, pool_size=pool_size, max_overflow=0)
         self.peer: Peer = PEERS[name](self.engine)
-        self.app = Starlette(routes=[Route(f"/{title}", self.serve(title)) for title in WORK])
+        self.let_go = asyncio.Event()
+        routes = [Route(f"/{title}", self.serve(work)) for title, work in WORK.items()]
+        routes += [Route("/waits", self.serve(self.wait)), Route(f"/{NOTHING}", do_nothing)]
+        self.app = Starlette(routes=routes)
         self.peer.install(self.app)
 
-    def serve(self, title: str) -> Callable[[Request], Awaitable[Response]]:
+    def serve(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            await self.peer.run(request, WORK[title])
+            await self.peer.run(request, work)
             return PlainTextResponse("done")
 
         return endpoint
+
+    async def wait(self, session: AsyncSession) -> None:
+        await self.let_go.wait()
 
     def block(self, title: str) -> Block:
         async def run(calls: int) -> None:
@@ -132,24 +154,43 @@ async def request(app: ASGIApp, path: str, *, slow: bool = False) -> None:
         raise RuntimeError(f"{path} answered {status}")
 
 
-async def time_requests(url: str, title: str, *, rounds: int, calls: int) -> list[str]:
+async def time_requests(
+    url: str, title: str, charts: Charts, *, rounds: int, calls: int
+) -> list[str]:
     """The time of a request, relative to the one written by hand."""
     apps = {name: App(name, url, pool_size=1) for name in PEERS}
     blocks = {name: app.block(title) for name, app in apps.items()}
     times = await alternate(blocks, rounds=rounds, calls=calls)
+    chart = charts[f"{title}: time of a request, hand-written = 1"] = {}
     rows = []
     for name in PEERS:
-        low, middle, high = Comparison(times[BY_HAND], times[name]).ratios
-        median = statistics.median(times[name]) * 1e6
-        rows.append(f"| {name} | {median:.0f} µs | {middle:.3f} | {low:.3f} to {high:.3f} |")
+        compared = Comparison(times[BY_HAND], times[name])
+        low, middle, high = compared.ratios
+        chart[name] = middle
+        median, more = statistics.median(times[name]) * 1e6, compared.more * 1e6
+        rows.append(
+            (
+                name,
+                f"{median:.1f} µs",
+                f"{more:+.1f} µs",
+                f"{middle:.3f}",
+                f"{low:.3f} to {high:.3f}",
+            )
+        )
     for app in apps.values():
         await app.engine.dispose()
-    return [f"### {title}", "", "| | median | ratio | quartiles |", "|---|---|---|---|", *rows, ""]
+    return table(title, "median", "more", "ratio", "quartiles", rows=rows)
 
 
-async def slow_clients(url: str, *, seconds: float, clients: int = 60) -> list[str]:
+def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """In Markdown, with a heading."""
+    lines = [("", *columns), ("---",) * (len(columns) + 1), *rows]
+    return [f"### {title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+async def slow_clients(url: str, charts: Charts, *, seconds: float, clients: int = 60) -> list[str]:
     """Requests a second, with clients that take 50 ms to accept the body, and a pool of 5."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in PEERS:
         app = App(name, url, pool_size=5)
         served = 0
@@ -162,23 +203,69 @@ async def slow_clients(url: str, *, seconds: float, clients: int = 60) -> list[s
                 served += 1
 
         await asyncio.gather(*(client() for _ in range(clients)))
-        rows.append(f"| {name} | {served / seconds:.0f} |")
+        rows.append((name, f"{served / seconds:.0f}"))
         await app.engine.dispose()
-    title = f"### {clients} clients that take {SLOW_BODY * 1000:.0f} ms for the body, a pool of 5"
-    return [title, "", "| | requests a second |", "|---|---|", *rows, ""]
+    title = f"{clients} clients that take {SLOW_BODY * 1000:.0f} ms for the body, a pool of 5"
+    rates = {name: float(rate) for name, rate in rows}
+    charts[f"{title}: throughput, hand-written = 1"] = {
+        name: rate / rates[BY_HAND] for name, rate in rates.items()
+    }
+    return table(title, "requests a second", rows=rows)
 
 
 async def held(url: str, *, calls: int) -> list[str]:
     """How long a request keeps its connection."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in PEERS:
         app = App(name, url, pool_size=1)
         taken, given = marks_of(app.engine, "checkout"), marks_of(app.engine, "checkin")
         await app.block("one write")(calls)
         median = statistics.median(b - a for a, b in zip(taken, given, strict=True)) * 1e3
-        rows.append(f"| {name} | {median:.2f} ms |")
+        rows.append((name, f"{median:.2f} ms"))
         await app.engine.dispose()
-    return ["### A connection is held, one write", "", "| | median |", "|---|---|", *rows, ""]
+    return table("A connection is held, one write", "median", rows=rows)
+
+
+async def sent(url: str, *, calls: int = 50) -> list[str]:
+    """What a request sends to the server, counted on the wire: statements and round trips."""
+    rows = []
+    for name in PEERS:
+        counts = []
+        for title in WORK:
+            async with wire.counted(url) as (through, tally):
+                app = App(name, through, pool_size=1)
+                await app.block(title)(calls)  # the driver prepares its statements
+                before = tally.copy()
+                await app.block(title)(calls)
+                passed = tally - before
+                counts.append(
+                    f"{wire.statements(passed) / calls:g} / {wire.round_trips(passed) / calls:g}"
+                )
+                await app.engine.dispose()
+        rows.append((name, *counts))
+    return table("Statements / round trips of a request, BEGIN and COMMIT too", *WORK, rows=rows)
+
+
+async def kept(url: str, *, requests: int) -> list[str]:
+    """The memory of requests that wait, and of those that are over."""
+    rows = []
+    for name in PEERS:
+        app = App(name, url, pool_size=1)
+        app.let_go.set()
+        await request(app.app, "/waits")  # what is made once
+        waiting = functools.partial(request, app.app, "/waits")
+        size = await memory.of_waiting(waiting, app.let_go)
+        rows.append((name, f"{size / 1024:.1f} KiB"))
+        await app.engine.dispose()
+    lines = table("Memory of a request that has its session and waits", "", rows=rows)
+    app = App(OURS, url, pool_size=1)
+    await app.block("one read")(requests // 10)
+    before = memory.resident()
+    await app.block("one read")(requests - requests // 10)
+    more = (memory.resident() - before) / 1024
+    await app.engine.dispose()
+    tail = f"{requests:,} requests with one read through {OURS}, the first tenth as a warm-up: "
+    return [*lines, f"{tail}{more:+.0f} KiB of resident memory.", ""]
 
 
 def marks_of(engine: AsyncEngine, name: str) -> list[float]:
@@ -210,19 +297,29 @@ async def main(options: argparse.Namespace) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     lines = [
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
-        f"PostgreSQL {server}, {versions}; {options.rounds} rounds of {options.calls} calls.",
+        f"PostgreSQL {server}, {versions}; {options.rounds} rounds of {options.calls} "
+        f"calls. Of each: the median, and the quartiles of the ratios of neighbouring blocks.",
         "",
     ]
+    charts: Charts = {}
+    lines += await time_requests(
+        url, NOTHING, charts, rounds=options.rounds, calls=options.calls * 10
+    )
     for title in WORK:
-        lines += await time_requests(url, title, rounds=options.rounds, calls=options.calls)
-    lines += await slow_clients(url, seconds=options.seconds)
+        lines += await time_requests(url, title, charts, rounds=options.rounds, calls=options.calls)
+    lines += await slow_clients(url, charts, seconds=options.seconds)
     lines += await held(url, calls=options.rounds)
+    lines += await sent(url)
+    lines += await kept(url, requests=options.requests)
+    RESULTS.write_text("\n".join(["# Results", "", "![](results.svg)", "", *lines]))
+    RESULTS.with_suffix(".svg").write_text(plot.draw(charts, ours=OURS))
     print("\n".join(lines))  # noqa: T201 - to a person
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--calls", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--requests", type=int, default=100_000)
     asyncio.run(main(parser.parse_args()))
