@@ -119,9 +119,9 @@ class UnitSession(Session):
             await_only(gate.enter())
         try:
             result = super()._execute_internal(*args, **kwargs)
+            self.streams.note(result, gate)
         finally:
             gate.leave()
-        self.streams.note(result, gate)
         return result
 
     def add(self, instance: object, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,5 @@
-"""Streaming results: rows are fetched in turn, and one can tell whether any are left.
+"""Results, which outlive the operation that made them: what is left to do with their cursors is
+done in turn, and one can tell whether rows are left on the server.
 
 A streaming result fetches past the session, and `AsyncResult.closed` stays False after its last
 row. So the class of its cursor result is replaced by a subclass that enters the gate, and that
@@ -43,17 +44,19 @@ class Streams:
     def note(self, result: object, gate: Gate) -> None:
         """Fetch the rows of a result in turn from now on, if it has a cursor on the server.
 
-        All others have been fetched, and may be read outside of SQLAlchemy's greenlet.
+        All others have been fetched, and may be read outside of SQLAlchemy's greenlet. Their cursor
+        is closed now, by the caller who has the turn: SQLite waits for that, and if it is
+        cancelled then, SQLAlchemy takes the connection away from whoever uses it.
         """
         if not isinstance(result, Result):
             return  # of scalar(): an object whose attributes may be anything
         cursor_result: Any = getattr(result, "raw", result)
-        if (
-            isinstance(cursor_result, CursorResult)
-            and not isinstance(cursor_result, _InTurn)  # a listener has executed it
-            and cursor_result.context._is_server_side
-            and not cursor_result._soft_closed
-        ):
+        if not isinstance(cursor_result, CursorResult) or cursor_result._soft_closed:
+            return
+        if not cursor_result.context._is_server_side:
+            if getattr(cursor_result.cursor, "_awaitable_cursor_close", False):
+                await_only(cursor_result.cursor._async_soft_close())
+        elif not isinstance(cursor_result, _InTurn):  # or a listener has executed it
             cls: Any = cursor_result.__class__
             cursor_result.__class__ = _in_turn(cls)
             cursor_result.__dict__["_stream"] = stream = Stream(gate)

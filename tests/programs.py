@@ -29,7 +29,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -243,9 +243,14 @@ class Worker:
 
 
 def identity(item: Item) -> int:
-    """Its id, which is known although the object may be expired."""
+    """Its id, which is known although the object may be expired.
+
+    Raises:
+        InvalidRequestError: it is gone, with a transaction that another task has lost.
+    """
     key = inspect(item).identity
-    assert key is not None
+    if key is None:
+        raise InvalidRequestError(f"{item!r} is not in the database.")
     return int(key[0])
 
 

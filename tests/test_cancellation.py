@@ -40,6 +40,12 @@ async def read(uow: UnitOfWork) -> None:
         await uow.session.execute(select(Item))
 
 
+async def load(uow: UnitOfWork) -> None:
+    """As loaders do: SQLAlchemy closes the cursor after the statement, which SQLite waits for."""
+    for _ in range(3):
+        await uow.session.run_sync(lambda session: session.scalars(select(Item)).all())
+
+
 async def stream(uow: UnitOfWork) -> None:
     """Holds a cursor open."""
     names = select(Item.name).order_by(Item.id)
@@ -116,6 +122,7 @@ VICTIMS: list[Victim] = [
     savepoint_left_while_a_child_works,
     failing_savepoint_left_while_a_child_works,
     read,
+    load,
     stream,
     savepoint,
     nested_savepoints,
