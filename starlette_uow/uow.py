@@ -10,7 +10,7 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import (
@@ -439,7 +439,7 @@ class UnitOfWork:
         propagation: Propagation = "required",
         isolation_level: str | None = None,
         read_only: bool = False,
-    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]]:
         """Decorate a coroutine function: each call runs in a unit.
 
         Args:
@@ -463,7 +463,7 @@ class UnitOfWork:
             )
         options = _options(isolation_level, read_only)
 
-        def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
             if not inspect.iscoroutinefunction(function):
                 raise ConfigurationError(
                     f"@transactional() needs a coroutine function, and got {function!r}. Declare "

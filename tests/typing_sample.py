@@ -5,6 +5,7 @@ An ignore that is not needed is an error for both: it stands where a mistake has
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, assert_type
 
@@ -106,6 +107,7 @@ shop.transactional(propagation="sometimes")  # type: ignore[arg-type]
 
 async def transactional() -> None:
     assert_type(await rename("tea", to="milk"), int)
+    assert_type(asyncio.create_task(rename("tea", to="milk")), asyncio.Task[int])
     await rename("tea", to=1)  # type: ignore[arg-type]
 
 
