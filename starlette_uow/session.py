@@ -187,6 +187,7 @@ class UnitSession(Session):
                 # Or it was expired or expunged meanwhile.
                 if entry.state.modified and self.identity_map.contains_state(entry.state):
                     set.add(self.identity_map._modified, entry.state)
+                    self._autobegin_t()  # the transaction it was made in may have ended
             else:
                 try:
                     super()._save_or_update_state(entry.state)

@@ -142,6 +142,22 @@ async def test_change_during_the_rollback_of_a_savepoint(
     assert await database.observer.names() == (["item"] if inside else ["changed"])
 
 
+async def test_change_during_a_commit_by_hand(uow: UnitOfWork, database: Database) -> None:
+    """It is written by the transaction that comes next, and is reason enough to begin one."""
+    context = contextvars.copy_context()  # of another task
+
+    def change(*args: Any) -> None:
+        asyncio.get_running_loop().call_soon(setattr, item, "name", "changed", context=context)
+
+    async with uow:
+        item = await make_item(uow)
+        connection = await uow.session.connection()
+        event.listen(connection.sync_connection, "commit", change)
+        await uow.session.commit()
+
+    assert await database.observer.names() == ["changed"]
+
+
 async def test_change_in_a_thread_beside_an_operation(uow: UnitOfWork, database: Database) -> None:
     """As in a synchronous endpoint, which has no task to be recognised by."""
     async with uow:
