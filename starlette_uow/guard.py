@@ -9,6 +9,7 @@
 - or, for a unit that resolves an unknown outcome, by what the transaction can be found again;
 - the COMMIT is marked as sent, so that a connection lost during it is an unknown outcome;
 - a connection whose ROLLBACK fails is discarded;
+- a streaming cursor of SQLite is closed with its transaction;
 - a connection that is discarded is closed completely, whatever is cancelled meanwhile, and its
   statement is stopped on the server.
 """
@@ -40,6 +41,9 @@ T = TypeVar("T")
 
 IN_FAILED_SQL_TRANSACTION = "25P02"
 """SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+CURSORS = "starlette_uow_cursors"
+"""Key in the info of an SQLite connection: the streaming cursors of its transaction."""
 
 CLOSE_TIMEOUT = 30.0
 """Seconds for an SQLite connection to finish its last statement and close."""
@@ -121,6 +125,10 @@ def guard(engine: AsyncEngine | Engine) -> None:
     _guarded.add(sync_engine)
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
+    if sync_engine.dialect.name == "sqlite":
+        event.listen(sync_engine, "after_cursor_execute", _note_cursor)
+        event.listen(sync_engine, "commit", _finish_statements)
+        event.listen(sync_engine, "rollback", _finish_statements)
     event.listen(sync_engine, "commit", _before_commit)
     event.listen(sync_engine, "commit_twophase", _before_commit_prepared)
     event.listen(sync_engine, "rollback", _before_rollback)
@@ -237,6 +245,20 @@ def _close_sqlite(dbapi_connection: Any) -> None:
             await driver.close()
 
     _close_completely(driver, close, driver.stop, timeout=CLOSE_TIMEOUT)
+
+
+def _note_cursor(connection: Connection, cursor: Any, *_: object) -> None:
+    if cursor.server_side:
+        connection.info.setdefault(CURSORS, []).append(cursor)
+
+
+def _finish_statements(connection: Connection) -> None:
+    """Close what an abandoned stream left open. SQLite ends no transaction below a statement that
+    still runs: the connection would see the past, and could not write any more
+    (https://www.sqlite.org/rescode.html#busy_snapshot).
+    """
+    for cursor in connection.info.pop(CURSORS, ()):
+        cursor.close()
 
 
 def _close_completely(

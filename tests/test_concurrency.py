@@ -285,6 +285,33 @@ async def test_stream_is_read_beside_other_tasks(uow: UnitOfWork, database: Data
     assert len(names) == TASKS
 
 
+@pytest.mark.parametrize("ending", ["commit", "rollback", "commit by hand"])
+async def test_abandoned_stream_leaves_nothing_on_its_connection(
+    uow: UnitOfWork, database: Database, ending: str
+) -> None:
+    """SQLite lets a connection see the past as long as a statement is not finished, and write
+    nothing.
+    """
+    await fill(database)
+    async with uow:
+        names = select(Item.name).execution_options(yield_per=1)
+        abandoned = await uow.session.stream(names)
+        await anext(abandoned)
+        uow.session.add(Item(name="first"))
+        if ending == "rollback":
+            uow.doom()
+        elif ending == "commit by hand":
+            await uow.session.commit()
+    await query(database, "delete from parts")
+    async with uow:
+        uow.session.add(Item(name="second"))
+
+    names_there = await database.observer.names()
+    assert "second" in names_there
+    assert ("first" in names_there) == (ending != "rollback")
+    await abandoned.close()
+
+
 async def test_stream_may_be_closed_after_the_end(uow: UnitOfWork, database: Database) -> None:
     """`finally: await result.close()` in a generator runs late; there is nothing left to do."""
     await fill(database)
