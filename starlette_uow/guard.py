@@ -257,8 +257,9 @@ def _finish_statements(connection: Connection) -> None:
     still runs: the connection would see the past, and could not write any more
     (https://www.sqlite.org/rescode.html#busy_snapshot).
     """
-    for cursor in connection.info.pop(CURSORS, ()):
-        cursor.close()
+    if not connection.invalidated:
+        for cursor in connection.info.pop(CURSORS, ()):
+            cursor.close()
 
 
 def _close_completely(

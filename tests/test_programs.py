@@ -17,6 +17,7 @@ async def test_programs_write_what_they_would_write_in_a_row(
 
 
 @pytest.mark.filterwarnings("ignore:Session's state has been changed on a non-active")
+@pytest.mark.filterwarnings("ignore:This collection has been invalidated")
 @pytest.mark.parametrize("cancellations", [1, 3])
 async def test_programs_whose_tasks_are_cancelled_commit_the_rest_or_nothing(
     uow: UnitOfWork, database: Database, cancellations: int

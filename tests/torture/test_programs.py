@@ -18,6 +18,7 @@ COUNT = int(os.environ.get("COUNT", "1000" if FULL else "50"))
 
 @pytest.mark.timeout(3 * COUNT + 60)
 @pytest.mark.filterwarnings("ignore:Session's state has been changed on a non-active")
+@pytest.mark.filterwarnings("ignore:This collection has been invalidated")
 @pytest.mark.parametrize("cancellations", [0, 1, 3])
 async def test_programs(
     uow: UnitOfWork,
