@@ -45,6 +45,7 @@ async def page_run(page: str) -> AsyncIterator[dict[str, Any]]:
         await namespace["shop"].dispose()
 
 
+@pytest.mark.filterwarnings("ignore:websockets")  # an older uvicorn imports its legacy half
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "index.md" and blocks(page)])
 async def test_code(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder; and the tests that a page shows."""
