@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util import await_only
 
 from starlette_uow.errors import SessionClassError, SessionDeadlockError
@@ -29,6 +30,8 @@ from starlette_uow.policy import Outcome
 from starlette_uow.stream import Streams, enter_in_greenlet
 
 _no_autoflush: ContextVar[tuple[Session, ...]] = ContextVar("no_autoflush", default=())
+
+ACTIVE = SessionTransactionState.ACTIVE
 
 OPERATIONS = (
     "begin_nested",
@@ -240,17 +243,20 @@ class UnitTransaction(SessionTransaction):
     def close(self, *args: Any, **kwargs: Any) -> None:
         self._in_turn(super().close, *args, **kwargs)
 
-    def _connection_for_bind(self, bind: Any, *args: Any, **kwargs: Any) -> Connection:
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         # The one place where every operation takes its connection.
+        taken = self._connections.get(bind)
+        if taken is not None and self._state is ACTIVE and not execution_options:
+            return taken[0]  # what SQLAlchemy does, after checks that a turn makes needless
         try:
             try:
-                return super()._connection_for_bind(bind, *args, **kwargs)
+                return super()._connection_for_bind(bind, execution_options)
             except DBAPIError as error:
                 # It was dead in the pool. Nothing has been done on it, and SQLAlchemy has
                 # discarded all that are as old.
                 if not (error.connection_invalidated and self._takes_it_from(bind)):
                     raise
-                return super()._connection_for_bind(bind, *args, **kwargs)
+                return super()._connection_for_bind(bind, execution_options)
         except PoolTimeoutError as error:
             if self.parent is None:  # a savepoint asks its parent
                 self.session.pool_timed_out(error, bind)
