@@ -28,6 +28,7 @@ from starlette_uow import (
     UnitOfWorkMiddleware,
     create_engine,
     current_session,
+    postgres,
 )
 from starlette_uow.context import open_units
 from tests.crowd import Client, besiege
@@ -62,9 +63,6 @@ async def seen(postgres_url: str) -> AsyncIterator[Witness]:
 @pytest.mark.parametrize(
     ("where", "blow", "word", "is_written"),
     [
-        (sends("BEGIN"), Fault.CUT, "success", True),
-        (sends("BEGIN"), Fault.PASS_AND_CUT, "success", True),
-        (sends("BEGIN"), terminated, "success", True),
         (answers("INSERT"), Fault.CUT, "failure", False),
         (answers("INSERT"), Fault.HALF, "failure", False),
         (answers("INSERT"), terminated, "failure", False),
@@ -80,10 +78,30 @@ async def seen(postgres_url: str) -> AsyncIterator[Witness]:
 async def test_what_a_lost_connection_comes_to(
     postgres_url: str, seen: Witness, where: Match, blow: Blow, word: str, is_written: bool
 ) -> None:
-    """Lost at BEGIN, it is replaced; before COMMIT is sent, nothing is written; afterwards nobody
-    knows, and nobody says so.
-    """
+    """Before COMMIT is sent, nothing is written; afterwards nobody knows, and nobody says so."""
     result = await strike(postgres_url, seen, "create", blow, where)
+
+    assert (result.told.word, bool(result.written)) == (word, is_written)
+    assert result.violations == []
+
+
+@pytest.mark.parametrize("blow", [Fault.CUT, Fault.PASS_AND_CUT, terminated])
+@pytest.mark.parametrize(
+    ("trusted_for", "word", "is_written"), [(0, "success", True), (1000, "failure", False)]
+)
+async def test_connection_lost_at_begin(
+    postgres_url: str,
+    seen: Witness,
+    monkeypatch: pytest.MonkeyPatch,
+    blow: Blow,
+    trusted_for: float,
+    word: str,
+    is_written: bool,
+) -> None:
+    """It is replaced, or the request fails if the connection was used a moment ago."""
+    monkeypatch.setattr(postgres, "TRUSTED_FOR", trusted_for)
+
+    result = await strike(postgres_url, seen, "create", blow, sends("BEGIN"))
 
     assert (result.told.word, bool(result.written)) == (word, is_written)
     assert result.violations == []
