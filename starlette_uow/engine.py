@@ -35,10 +35,11 @@ def create_engine(
     """An async engine whose connections come back clean, and that survives what befalls them.
 
     On PostgreSQL, with asyncpg: a connection that died in the pool is replaced before a unit of
-    work notices. BEGIN, which is sent anyway, finds it out, so it costs nothing; a peer that has
-    fallen silent meanwhile is given up after 5 seconds. Outside of units (`engine.connect()`, a
-    plain session) a connection is replaced whose end the event loop has heard of. The server
-    stops the statement of a cancelled request, and what the options below ask for.
+    work notices. BEGIN, which is sent anyway, finds it out, so it costs no round trip. A
+    connection that was used within the last 10 milliseconds counts as alive; a peer that has
+    fallen silent is given up after 5 seconds. Outside of units (`engine.connect()`, a plain
+    session) a connection is replaced whose end the event loop has heard of. The server stops the
+    statement of a cancelled request, and what the options below ask for.
 
     On SQLite: foreign keys are enforced, the journal is a write-ahead log, and each transaction
     begins with an explicit BEGIN (IMMEDIATE unless it is read-only), so that a savepoint's
