@@ -123,26 +123,28 @@ def guard(engine: AsyncEngine | Engine) -> None:
     if not sync_engine.dialect.is_async:
         raise NotAsyncError(sync_engine)
     _guarded.add(sync_engine)
+    if sync_engine.dialect.name == "sqlite":
+        _guard_sqlite(sync_engine)  # first: a COMMIT counts as sent after the statements are closed
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
-    if sync_engine.dialect.name == "sqlite":
-        event.listen(sync_engine, "after_cursor_execute", _note_cursor)
-        event.listen(sync_engine, "commit", _finish_statements)
-        event.listen(sync_engine, "rollback", _finish_statements)
     event.listen(sync_engine, "commit", _before_commit)
     event.listen(sync_engine, "commit_twophase", _before_commit_prepared)
     event.listen(sync_engine, "rollback", _before_rollback)
     if sync_engine.dialect.driver == "asyncpg":
         event.listen(sync_engine, "invalidate", _close_asyncpg)
-    if sync_engine.dialect.name != "sqlite":
-        return
-    _open_and_close_completely(sync_engine.dialect)
-    if sync_engine not in with_begin_recipe:
+
+
+def _guard_sqlite(engine: Engine) -> None:
+    event.listen(engine, "after_cursor_execute", _note_cursor)
+    event.listen(engine, "commit", _finish_statements)
+    event.listen(engine, "rollback", _finish_statements)
+    _open_and_close_completely(engine.dialect)
+    if engine not in with_begin_recipe:
         _log.warning(
             "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
             "savepoint is released, and does not enforce foreign keys. Make it with "
             "create_engine().",
-            sync_engine,
+            engine,
         )
 
 
