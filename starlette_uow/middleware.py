@@ -341,11 +341,10 @@ class _Http(_Responder):
             response = await run_in_threadpool(handler, request, error)
         if response is None:
             raise error
-        self.commit, self.held, self.complete = False, (), False
-        self.client_left, self.refused = False, None
-        await self.serve_app(response)
-        if self.refused is not None:
-            raise self.refused
+        answer = _Http(response, self.unit, self.scope, self.receive, self.send, self.commit_when)
+        await answer.serve_app(response)
+        if answer.refused is not None:
+            raise answer.refused
 
 
 class _WebSocket(_Responder):
