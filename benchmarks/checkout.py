@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import os
-from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from benchmarks.alternation import compare
-from demo.postgres import start
+from benchmarks.server import server_url
 from starlette_uow import UnitOfWork, create_engine, postgres
 
 SELECT = text("select 1")
@@ -61,7 +59,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--calls", type=int, default=10)
     options = parser.parse_args()
-    url = os.environ.get("BENCHMARK_DATABASE_URL") or start(Path("/var/tmp/starlette-uow-tests"))
+    url = server_url()
     asyncio.run(measure(url, pairs=options.pairs, calls=options.calls))
 
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import importlib.metadata
-import os
-import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,7 +28,7 @@ from starlette.types import ASGIApp, Message
 from benchmarks import memory, plot, wire
 from benchmarks.alternation import Block, Comparison, alternate
 from benchmarks.peers import PEERS, Peer
-from demo import postgres
+from benchmarks.server import describe, server_url
 from starlette_uow import create_engine
 
 OURS = "starlette-uow"
@@ -289,16 +286,12 @@ async def prepare(url: str) -> str:
 
 async def main(options: argparse.Namespace) -> None:
     """Print the tables."""
-    url = os.environ.get("BENCHMARK_DATABASE_URL") or postgres.start(
-        Path("/var/tmp/starlette-uow-tests")
-    )
+    url = server_url()
     server = await prepare(url)
-    packages = ("starlette", "sqlalchemy", "asyncpg")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    machine = describe(server, "starlette", "sqlalchemy", "asyncpg")
     lines = [
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
-        f"PostgreSQL {server}, {versions}; {options.rounds} rounds of {options.calls} "
-        f"calls. Of each: the median, and the quartiles of the ratios of neighbouring blocks.",
+        f"{machine}; {options.rounds} rounds of {options.calls} calls. Of each: the median, "
+        f"and the quartiles of the ratios of neighbouring blocks.",
         "",
     ]
     charts: Charts = {}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from benchmarks.alternation import Comparison, compare
-from demo import postgres
+from benchmarks.server import server_url
 from starlette_uow import UnitOfWork, create_engine
 
 SELECT = text("select 1")
@@ -44,9 +42,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--calls", type=int, default=10)
     options = parser.parse_args()
-    url = os.environ.get("BENCHMARK_DATABASE_URL") or postgres.start(
-        Path("/var/tmp/starlette-uow-tests")
-    )
+    url = server_url()
     result = asyncio.run(measure(url, pairs=options.pairs, calls=options.calls))
     print(result.report("select 1"))  # noqa: T201 - to a person
 

@@ -11,8 +11,6 @@ import asyncio
 import gc
 import io
 import logging
-import os
-import platform
 import sys
 import time
 import weakref
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -32,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from benchmarks.peers import PEERS, Peer
-from demo import postgres
+from benchmarks.server import describe, server_url
 from starlette_uow import create_engine
 from tests.asgi import layers
 from tests.databases import Database, PostgresObserver, connect, create_database
@@ -277,9 +274,7 @@ def say(line: str) -> None:
 
 async def main(options: argparse.Namespace) -> None:
     """Print the tables."""
-    url = os.environ.get("BENCHMARK_DATABASE_URL") or postgres.start(
-        Path("/var/tmp/starlette-uow-tests")
-    )
+    url = server_url()
     url = await create_database(url, "starlette_uow_guarantees")
     connection = await connect(url)
     database = Database("postgresql", url, PostgresObserver(connection))
@@ -307,11 +302,9 @@ async def main(options: argparse.Namespace) -> None:
 
 def report(found: dict[str, Verdicts], options: argparse.Namespace, server: str) -> str:
     """What was run, and the tables."""
-    packages = ("fastapi", "starlette", "sqlalchemy", "asyncpg")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    machine = describe(server, "fastapi", "starlette", "sqlalchemy", "asyncpg")
     lines = [
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
-        f"PostgreSQL {server}, {versions}; {len(WAYS)} ways to cancel, one step of "
+        f"{machine}; {len(WAYS)} ways to cancel, one step of "
         f"{options.stride}, below {options.layers} BaseHTTPMiddlewares.",
         "",
         kinds_table(found),
