@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import anyio
 
+from starlette_uow.inline import InlineTask
+
 T = TypeVar("T")
 
 GRACE = 1.0
@@ -24,12 +26,13 @@ async def to_completion(
     terminate: Callable[[], None],
     grace: float = GRACE,
 ) -> T:
-    """Run `work` to its end in a task of its own, and only then let a cancellation go on.
+    """Run `work` to its end, and only then let a cancellation go on.
 
-    Order: the work runs; the caller waits, and absorbs native cancellations while it does;
-    after `timeout`, `terminate()` is called, which should end the work with an error; a work that
-    still runs is cancelled. Then a cancellation that came meanwhile is raised, otherwise
-    the work's result is returned, or its error raised.
+    Order: the work runs, in the caller but as a task of its own, so that the caller's
+    cancellations do not reach it: they are absorbed meanwhile; after `timeout`, `terminate()` is
+    called, which should end the work with an error; a work that still runs is cancelled. Then a
+    cancellation that came meanwhile is raised, otherwise the work's result is returned, or its
+    error raised.
 
     Both protections are needed: an anyio shield does not stop `task.cancel()`, and anyio's
     cancel scopes deliver their cancellation again at every await
@@ -44,27 +47,40 @@ async def to_completion(
     Raises:
         TimeoutError: the work ignores that it was terminated and cancelled.
     """
-    task = asyncio.create_task(work)
+    task = InlineTask(work)
+    call_later = task.get_loop().call_later
+    last_resorts: list[tuple[Callable[[], object], float]] = [
+        (task.leave, 0.0),
+        (task.cancel, GRACE),
+        (terminate, grace),
+    ]
+    timer: asyncio.TimerHandle
+
+    def expire() -> None:
+        nonlocal timer
+        resort, then = last_resorts.pop()
+        resort()
+        if last_resorts:
+            timer = call_later(then, expire)
+
+    timer = call_later(timeout, expire)
     cancelled: asyncio.CancelledError | None = None
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + timeout
-    last_resorts: list[Callable[[], object]] = [task.cancel, terminate]
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait({task}, timeout=max(0.0, deadline - clock()))
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-            if clock() >= deadline and not task.done():
-                if not last_resorts:
-                    raise TimeoutError(f"The end of a transaction hangs: {task!r}.")
-                last_resorts.pop()()
-                deadline = clock() + (grace if last_resorts else GRACE)
+    try:
+        with anyio.CancelScope(shield=True):
+            while last_resorts and not task.done():
+                try:
+                    await task.run()
+                except asyncio.CancelledError as error:
+                    cancelled = error
+    finally:
+        timer.cancel()
+    if not task.done():
+        raise TimeoutError(f"The end of a transaction hangs: {work!r}.")
     if cancelled is None:
         return task.result()
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if not task.cancelled() and (failed := task.exception()) is not None:
         # The caller is cancelled and will hear nothing else.
         _log.error(
-            "A transaction of a cancelled task could not be ended as wanted.", exc_info=error
+            "A transaction of a cancelled task could not be ended as wanted.", exc_info=failed
         )
     raise cancelled

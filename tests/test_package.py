@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "policy",
     "gate",
+    "inline",
     "shield",
     "resolving",
     "guard",

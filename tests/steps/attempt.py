@@ -65,7 +65,6 @@ class Way:
         name: for the report.
         strike: cancels; called in the midst of things, so it must not wait.
         expected: log messages that it has to cause.
-        cuts_commits: also the task that ends a unit, so that a COMMIT can be cut off.
         at_wake: strike when what the task waits for is there, just before the task runs on.
         every: strike again after so many steps, and again.
         outside: put around the app, as a server or an outer middleware would do.
@@ -76,7 +75,6 @@ class Way:
     name: str
     strike: Callable[[Attempt], object]
     expected: tuple[str, ...] = ()
-    cuts_commits: bool = False
     at_wake: bool = False
     every: int | None = None
     outside: Callable[[Attempt], Around] | None = None

@@ -128,8 +128,7 @@ def broken(
     if written - known or before - names:
         failed = status is not None and status >= 400
         yield "error told, rows written" if failed else "half a unit", told
-    by_start = complete or not attempt.way.cuts_commits
-    if endpoint.status >= 400 and status is not None and status < 400 and by_start:
+    if endpoint.status >= 400 and status is not None and status < 400:
         yield "success told, not committed", told
     missing = False
     for unit in endpoint.units:
@@ -139,10 +138,8 @@ def broken(
         missing = not there
         if status is None:
             continue
-        if status >= 400 and there and not unit.stands and not attempt.way.cuts_commits:
+        if status >= 400 and there and not unit.stands:
             yield "error told, rows written", told
-        due = (unit.due == "start" and by_start) or (
-            unit.due == "end" and complete and not cut_short
-        )
+        due = unit.due == "start" or (unit.due == "end" and complete and not cut_short)
         if status < 400 and due and not there:
             yield "success told, not committed", told

@@ -163,7 +163,7 @@ WAYS = [
     Way("client leaves, send raises", leave, spec_version="2.4"),
     Way("shutdown", shut_down),
     Way("lifespan ends", end_lifespan),
-    Way("end of the loop", cancel_all_tasks, expected=AT_THE_END, cuts_commits=True),
+    Way("end of the loop", cancel_all_tasks, expected=AT_THE_END),
 ]
 
 TWICE = Way("cancel() twice", cancel_task)

@@ -1,0 +1,159 @@
+"""A task without a turn of the event loop: who awaits it runs it, and may stop and go on.
+
+For asyncio it is a task of its own: the work's timeouts and cancellations concern the work alone,
+and those of the task that runs it do not reach the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from asyncio import _enter_task, _leave_task
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class InlineTask(asyncio.Future[T]):
+    """Runs `work` in the task that awaits `run()`, as the current task of the event loop
+    (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support).
+
+    A cancellation of the task that runs it leaves `run()` and not the work, which stays where it
+    is, and goes on with the next `run()`.
+
+    Args:
+        work: what to run.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        super().__init__()
+        self._work = work
+        self._cancel_requests = 0
+        # As those of asyncio.Task are called, where anyio looks for them.
+        self._fut_waiter: asyncio.Future[Any] | None = None
+        self._must_cancel = False
+        self._pause: _Pause | None = None
+
+    def leave(self) -> None:
+        """Let `run()` raise a CancelledError, as if the task that runs it was cancelled."""
+        if self._pause is not None:
+            self._pause.cancel()
+
+    @types.coroutine
+    def run(self) -> Generator[Any, None, None]:
+        """Run until the work is done, whose result is then that of this future.
+
+        Raises:
+            CancelledError: the task that runs it is cancelled.
+        """
+        runner = asyncio.current_task()
+        while not self.done():
+            # If it is done already: whoever is cancelled all the time has to come further, too.
+            if self._fut_waiter is not None and not self._fut_waiter.done():
+                self._pause = _Pause(self._fut_waiter)
+                yield from self._pause
+            self._step(runner)
+            if self._fut_waiter is None and not self.done():
+                yield  # as asyncio.sleep(0) does
+
+    def _step(self, runner: Any) -> None:
+        loop = self.get_loop()
+        task: Any = self
+        self._fut_waiter = None
+        _leave_task(loop, runner)
+        _enter_task(loop, task)
+        try:
+            if self._must_cancel:
+                self._must_cancel = False
+                self._fut_waiter = self._work.throw(asyncio.CancelledError())
+            else:
+                self._fut_waiter = self._work.send(None)
+            if self._must_cancel and self._fut_waiter is not None:
+                self._must_cancel = not self._fut_waiter.cancel()
+        except StopIteration as stop:
+            self.set_result(stop.value)
+        except asyncio.CancelledError:
+            super().cancel()
+        except BaseException as error:
+            # BaseException: as asyncio.Task does, it is raised in whoever asks for the result.
+            self.set_exception(error)
+        finally:
+            _leave_task(loop, task)
+            _enter_task(loop, runner)
+
+    # --- what asyncio.Task has, beside what a future has ---------------------------------------
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the work."""
+        if self.done():
+            return False
+        self._cancel_requests += 1
+        if self._fut_waiter is None or not self._fut_waiter.cancel(msg):
+            self._must_cancel = True
+        return True
+
+    def cancelling(self) -> int:
+        """How many cancellations were asked for, and not taken back."""
+        return self._cancel_requests
+
+    def uncancel(self) -> int:
+        """Take back a cancellation."""
+        self._cancel_requests -= 1
+        return self._cancel_requests
+
+    def get_name(self) -> str:
+        """For messages."""
+        return repr(self._work)
+
+
+class _Pause:
+    """What a task waits for while its inline task waits for a future: a future like that one, which
+    the task's cancellation does not reach
+    (https://docs.python.org/3/library/asyncio-future.html#asyncio.isfuture).
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_waits_for", "_wake_up")
+
+    def __init__(self, waits_for: Any) -> None:
+        self._asyncio_future_blocking = True
+        self._waits_for = waits_for
+        self._cancelled: asyncio.CancelledError | None = None
+        self._wake_up: Callable[[Any], object] | None = None
+        self._context: Context | None = None
+
+    def __iter__(self) -> Generator[Any, None, None]:
+        yield self
+        self.result()
+
+    def done(self) -> bool:
+        return self._cancelled is not None or bool(self._waits_for.done())
+
+    def result(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        self._cancelled = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        if self.remove_done_callback(self._wake_up):
+            self.get_loop().call_soon(self._waited, context=self._context)
+        return True
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = self._waits_for.get_loop()
+        return loop
+
+    def add_done_callback(
+        self, wake_up: Callable[[Any], object], *, context: Context | None = None
+    ) -> None:
+        self._wake_up, self._context = wake_up, context
+        self._waits_for.add_done_callback(self._waited, context=context)
+
+    def remove_done_callback(self, _: object) -> int:
+        removed: int = self._waits_for.remove_done_callback(self._waited)
+        return removed
+
+    def _waited(self, _: object = None) -> None:
+        assert self._wake_up is not None
+        self._wake_up(self)
