@@ -57,6 +57,7 @@ class InlineTask(asyncio.Future[T]):
             self._step(runner)
             if self._fut_waiter is None and not self.done():
                 yield  # as asyncio.sleep(0) does
+        self._pause = None  # it refers to the task that runs this
 
     def _step(self, runner: Any) -> None:
         loop = self.get_loop()

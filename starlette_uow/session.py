@@ -25,7 +25,7 @@ from sqlalchemy.util import await_only
 
 from starlette_uow.errors import SessionClassError, SessionDeadlockError
 from starlette_uow.gate import Chain, Gate, Hold
-from starlette_uow.guard import TransactionState, unwatch, watch
+from starlette_uow.guard import TransactionState, before_commit, unwatch, watch
 from starlette_uow.policy import Outcome
 from starlette_uow.stream import Streams, enter_in_greenlet
 
@@ -238,10 +238,24 @@ class UnitTransaction(SessionTransaction):
         self._in_turn(super().commit, *args, **kwargs)
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
+        self._note_rollback()
         self._in_turn(super().rollback, *args, **kwargs)
 
     def close(self, *args: Any, **kwargs: Any) -> None:
+        self._note_rollback()
         self._in_turn(super().close, *args, **kwargs)
+
+    def _note_rollback(self) -> None:
+        # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it,
+        # which does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
+        if self.parent is None:
+            state = self.session.transaction_state
+            state.rolling_back = not state.committed
+
+    def _prepare_impl(self) -> None:
+        super()._prepare_impl()
+        if self.parent is None:  # the flush is done, and COMMIT is next
+            before_commit(self.session.transaction_state, prepared=self.session.twophase)
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         # The one place where every operation takes its connection.

@@ -48,32 +48,17 @@ async def to_completion(
         TimeoutError: the work ignores that it was terminated and cancelled.
     """
     task = InlineTask(work)
-    call_later = task.get_loop().call_later
-    last_resorts: list[tuple[Callable[[], object], float]] = [
-        (task.leave, 0.0),
-        (task.cancel, GRACE),
-        (terminate, grace),
-    ]
-    timer: asyncio.TimerHandle
-
-    def expire() -> None:
-        nonlocal timer
-        resort, then = last_resorts.pop()
-        resort()
-        if last_resorts:
-            timer = call_later(then, expire)
-
-    timer = call_later(timeout, expire)
+    last_resorts = _LastResorts([(terminate, timeout), (task.cancel, grace), (task.leave, GRACE)])
     cancelled: asyncio.CancelledError | None = None
     try:
         with anyio.CancelScope(shield=True):
-            while last_resorts and not task.done():
+            while last_resorts.remain and not task.done():
                 try:
                     await task.run()
                 except asyncio.CancelledError as error:
                     cancelled = error
     finally:
-        timer.cancel()
+        last_resorts.cancel()
     if not task.done():
         raise TimeoutError(f"The end of a transaction hangs: {work!r}.")
     if cancelled is None:
@@ -84,3 +69,23 @@ async def to_completion(
             "A transaction of a cancelled task could not be ended as wanted.", exc_info=failed
         )
     raise cancelled
+
+
+class _LastResorts:
+    """What is done against a work that takes too long: one thing after the other, so many seconds
+    after the last.
+    """
+
+    def __init__(self, resorts: list[tuple[Callable[[], object], float]]) -> None:
+        self.remain = resorts
+        self._call_later = asyncio.get_running_loop().call_later
+        self._timer = self._call_later(resorts[0][1], self._resort)
+
+    def _resort(self) -> None:
+        (resort, _), *self.remain = self.remain
+        if self.remain:
+            self._timer = self._call_later(self.remain[0][1], self._resort)
+        resort()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
