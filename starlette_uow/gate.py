@@ -127,7 +127,9 @@ class Gate:
             WrongLoopError, WrongThreadError: the caller runs elsewhere.
             UnitEndedError: the gate is closed (or the error it was closed with).
         """
-        task = self._current_task()
+        if self._closed is not None or asyncio._get_running_loop() is not self._loop:
+            self.check_usable()
+        task = asyncio.current_task(self._loop)
         if self._task is None and (not self._holds or self.admits(_chain.get())):
             self._task = task
             self._depth = 1

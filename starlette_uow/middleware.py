@@ -266,7 +266,7 @@ class _Http(_Responder):
         # Not a coroutine function: the answer of a page without database costs none.
         if message["type"] == "http.response.start":
             self.commit = wants_commit(message["status"], self.scope, self.commit_when)
-        if self.unit.is_idle and self.refused is None:
+        if self.unit.is_idle and not self.held and self.refused is None:
             self.note(message)
             return self.send(message)
         return self.settle_and_send(message)

@@ -38,8 +38,7 @@ class Stream:
 class Streams:
     """The streaming results of a session."""
 
-    def __init__(self) -> None:
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+    _streams: weakref.WeakSet[Stream] | None = None
 
     def note(self, result: object, gate: Gate) -> None:
         """Fetch the rows of a result in turn from now on, if it has a cursor on the server.
@@ -60,11 +59,13 @@ class Streams:
             cls: Any = cursor_result.__class__
             cursor_result.__class__ = _in_turn(cls)
             cursor_result.__dict__["_stream"] = stream = Stream(gate)
+            if self._streams is None:
+                self._streams = weakref.WeakSet()
             self._streams.add(stream)
 
     def any_open(self) -> bool:
         """Whether a result that somebody still holds has rows left to read."""
-        return any(stream.is_open for stream in self._streams)
+        return self._streams is not None and any(stream.is_open for stream in self._streams)
 
 
 @functools.cache

@@ -87,6 +87,7 @@ class Unit:
 
     # Defaults of the class: a unit that nobody asks for its session sets none of them.
     _session: AsyncSession | None = None
+    _sync_session: UnitSession | None = None
     _dooms: list[tuple[Doom, SessionTransaction | None]] | None = None
     _reserved: Hold | None = None
     _callbacks: list[_Registered] | None = None
@@ -120,7 +121,7 @@ class Unit:
             sync_session.transaction_state.doom = self._doom
             if self.options:
                 sync_session.set_engine_options(self.options)
-            self._session = session
+            self._session, self._sync_session = session, sync_session
         return self._session
 
     def check_usable(self) -> None:
@@ -128,10 +129,6 @@ class Unit:
         if self.ended is not None:
             raise self.ended()
         check_loop(self._loop, self.name)
-
-    @property
-    def _sync_session(self) -> UnitSession | None:
-        return None if self._session is None else cast(UnitSession, self._session.sync_session)
 
     @property
     def has_work(self) -> bool:
@@ -143,10 +140,8 @@ class Unit:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing at all hangs on the end of the transaction: a page without database."""
-        return (
-            self._session is None and not self._dooms and self._callbacks is None and not self._due
-        )
+        """Whether there is nothing to end: no transaction, and nothing that waits for one."""
+        return not self.has_work and not self._dooms and self._callbacks is None and not self._due
 
     @property
     def has_begun(self) -> bool:
@@ -239,11 +234,13 @@ class Unit:
         """Settle, and end the unit whatever comes of it. Raises as `settle` does."""
         if self.ended is not None:
             return
+        if self.is_idle:
+            self.close()
+            return
         if (session := self._sync_session) is not None:
             self._reserved = session.gate.reserve("its end")
         try:
-            if not self.is_idle:
-                await self.settle(commit=commit)
+            await self.settle(commit=commit)
         except BaseException:
             # A cancellation can have kept callbacks from running, or hit one in its work.
             if self.has_work or self._due:
@@ -271,7 +268,7 @@ class Unit:
         self.ended = ended
         session = self._sync_session
         if session is not None:
-            self._session = self.repositories = None
+            self._session = self._sync_session = self.repositories = None
             # Empty, unless a stray task began a transaction after the last end.
             terminate(session.transaction_state.connections)
             if self._reserved is not None:
@@ -332,7 +329,9 @@ class Unit:
     @property
     def _doom(self) -> Doom | None:
         """The first reason, but one against the app's will before one that it wanted."""
-        dooms = [doom for doom, _ in self._dooms or ()]
+        if not self._dooms:
+            return None
+        dooms = [doom for doom, _ in self._dooms]
         return next((doom for doom in dooms if not doom.wanted), dooms[0] if dooms else None)
 
     def _show_doom(self) -> None:
