@@ -141,7 +141,12 @@ class Unit:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to end: no transaction, and nothing that waits for one."""
-        return not self.has_work and not self._dooms and self._callbacks is None and not self._due
+        return (
+            (self._sync_session is None or not self._sync_session.in_transaction())
+            and self._dooms is None
+            and self._callbacks is None
+            and self._due is None
+        )
 
     @property
     def has_begun(self) -> bool:
@@ -227,6 +232,7 @@ class Unit:
         error = await self._settle(commit=commit)
         while self._due:
             await self._call_back(self._due.pop(0))
+        self._due = None
         if error is not None:
             raise error
 
@@ -342,7 +348,7 @@ class Unit:
         if self._callbacks:
             self._callbacks = [c for c in self._callbacks if not _inside(c.savepoint, undone)]
         if self._dooms:
-            self._dooms = [d for d in self._dooms if not _inside(d[1], undone)]
+            self._dooms = [d for d in self._dooms if not _inside(d[1], undone)] or None
             self._show_doom()
 
     def _doomed(self, reason: str, error: Exception) -> None:
