@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from copy import copy
+from typing import TYPE_CHECKING
 
 from starlette_uow.errors import NoUnitError
+from starlette_uow.gate import check_loop
 from starlette_uow.unit import Unit
 
 if TYPE_CHECKING:
@@ -16,12 +19,12 @@ if TYPE_CHECKING:
 _served: weakref.WeakSet[UnitOfWork] = weakref.WeakSet()
 
 
-class Frame(NamedTuple):
+class Frame:
     """One entry of the context: a unit that was opened or joined here, or why there is none.
 
     Attributes:
         uow: whose unit it is.
-        unit: the unit; None where `absence` says why there is none.
+        opened: the unit; None where `absence` says why there is none.
         outer: the entry around it.
         joined: the unit was open already, so leaving this entry does not end it.
         owner: what opened the entry, to be found by who takes it off again.
@@ -29,13 +32,70 @@ class Frame(NamedTuple):
         absence: makes the error for a context that is not served.
     """
 
-    uow: UnitOfWork
-    unit: Unit | None
-    outer: Frame | None
-    joined: bool
-    owner: object
-    operations: int = 0
-    absence: Callable[[], NoUnitError] | None = None
+    def __init__(
+        self,
+        uow: UnitOfWork,
+        opened: Unit | None,
+        outer: Frame | None,
+        *,
+        owner: object,
+        joined: bool = False,
+        absence: Callable[[], NoUnitError] | None = None,
+    ) -> None:
+        self.uow = uow
+        self.opened = opened
+        self.outer = outer
+        self.owner = owner
+        self.joined = joined
+        self.operations = 0 if opened is None else opened.operations
+        self.absence = absence
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit."""
+        return self.opened
+
+
+class RequestFrame(Frame):
+    """The entry of a request, whose unit is opened when somebody asks for it.
+
+    Attributes:
+        name: of the unit.
+    """
+
+    opened: Unit | None = None
+    joined = False
+    operations = 0
+    absence = None
+    _is_over = False
+
+    def __init__(self, uow: UnitOfWork, outer: Frame | None, owner: object, name: str) -> None:
+        self.uow = uow
+        self.outer = outer
+        self.owner = owner
+        self.name = name
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def unit(self) -> Unit:
+        """The unit, open or ended.
+
+        Raises:
+            WrongThreadError, WrongLoopError: the caller, who is the first, runs elsewhere.
+        """
+        if self.opened is None:
+            check_loop(self._loop, self.name)
+            self.opened = self.uow.open_unit(self.name)
+            if self._is_over:
+                self.opened.close()
+        return self.opened
+
+    async def finish(self, *, commit: bool) -> None:
+        """End the unit, and refuse every later use. Raises as `Unit.finish` does."""
+        if self.opened is None:
+            self._is_over = True
+        else:
+            await self.opened.finish(commit=commit)
 
 
 current_frame: ContextVar[Frame | None] = ContextVar("starlette_uow", default=None)
@@ -74,8 +134,8 @@ def open_units() -> list[Unit]:
     units: dict[Unit, None] = {}
     frame = current_frame.get()
     while frame is not None:
-        if frame.unit is not None:
-            units[frame.unit] = None
+        if frame.opened is not None:
+            units[frame.opened] = None
         frame = frame.outer
     return list(units)
 
@@ -84,4 +144,6 @@ def without(frame: Frame | None, gone: Frame) -> Frame | None:
     """The entries without one of them, which need not be the innermost."""
     if frame is None or frame is gone:
         return None if frame is None else frame.outer
-    return frame._replace(outer=without(frame.outer, gone))
+    inner = copy(frame)
+    inner.outer, inner.opened = without(frame.outer, gone), frame.unit
+    return inner

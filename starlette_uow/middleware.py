@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from starlette_uow.context import Frame, current_frame, mark_served
+from starlette_uow.context import Frame, RequestFrame, current_frame, mark_served
 from starlette_uow.errors import (
     ConfigurationError,
     MiddlewareTwiceError,
@@ -154,13 +154,14 @@ class UnitOfWorkMiddleware:
         if "state" not in scope:
             scope["state"] = {}  # one dict for everybody's `request.state`
         if self._exclude and self._is_excluded(scope):
-            frame = Frame(self.uow, None, outer, False, here, 0, _excluded(scope["path"]))
+            absence = _excluded(scope["path"])
+            frame = Frame(self.uow, None, outer, owner=here, absence=absence)
             responder: _Http | _WebSocket | None = None
         else:
-            unit = self.uow.open_unit(_name(scope))
-            frame = Frame(self.uow, unit, outer, False, here)
+            name = f"{scope.get('method', 'websocket')} {scope['path']}"
+            frame = request = RequestFrame(self.uow, outer, here, name)
             respond = _Http if kind == "http" else _WebSocket
-            responder = respond(self.app, unit, scope, receive, send, self._commit_when)
+            responder = respond(self.app, request, scope, receive, send, self._commit_when)
         before = current_frame.get()
         scope[FRAME] = frame
         current_frame.set(frame)
@@ -201,18 +202,22 @@ class _Responder:
     def __init__(
         self,
         app: ASGIApp,
-        unit: Unit,
+        frame: RequestFrame,
         scope: Scope,
         receive: Receive,
         send: Send,
         commit_when: CommitRule | None,
     ) -> None:
         self.app = app
-        self.unit = unit
+        self.frame = frame
         self.scope = scope
         self.receive = receive
         self.send = send
         self.commit_when = commit_when
+
+    @property
+    def unit(self) -> Unit:
+        return self.frame.unit
 
 
 class _Http(_Responder):
@@ -244,9 +249,9 @@ class _Http(_Responder):
                 await self.answer_refusal(self.refused, outer_app)
         except BaseException:
             # BaseException: the unit of a cancelled request has to end as well.
-            await self.unit.finish(commit=False)
+            await self.frame.finish(commit=False)
             raise
-        await self.unit.finish(commit=True)  # what the background tasks did
+        await self.frame.finish(commit=True)  # what the background tasks did
 
     async def serve_app(self, app: ASGIApp) -> None:
         """Run an app. When it returns, its answer is passed, or refused, or was incomplete."""
@@ -258,7 +263,7 @@ class _Http(_Responder):
             # Whatever the app made of _RefusedError, what refused the answer matters.
             if self.refused is None:
                 raise
-        if self.refused is None and not self.complete:
+        if not self.complete and self.refused is None and self.frame.opened is not None:
             # The app forgot to answer, or its client left halfway.
             await self.unit.settle(commit=False)
 
@@ -266,7 +271,8 @@ class _Http(_Responder):
         # Not a coroutine function: the answer of a page without database costs none.
         if message["type"] == "http.response.start":
             self.commit = wants_commit(message["status"], self.scope, self.commit_when)
-        if self.unit.is_idle and not self.held and self.refused is None:
+        unit = self.frame.opened
+        if (unit is None or unit.is_idle) and not self.held and self.refused is None:
             self.note(message)
             return self.send(message)
         return self.settle_and_send(message)
@@ -341,7 +347,7 @@ class _Http(_Responder):
             response = await run_in_threadpool(handler, request, error)
         if response is None:
             raise error
-        answer = _Http(response, self.unit, self.scope, self.receive, self.send, self.commit_when)
+        answer = _Http(response, self.frame, self.scope, self.receive, self.send, self.commit_when)
         await answer.serve_app(response)
         if answer.refused is not None:
             raise answer.refused
@@ -354,7 +360,7 @@ class _WebSocket(_Responder):
         try:
             await self.app(self.scope, self.receive, self.send_after_commit)
         finally:
-            await self.unit.finish(commit=False)  # the app never answered the handshake
+            await self.frame.finish(commit=False)  # the app never answered the handshake
 
     async def send_after_commit(self, message: Message) -> None:
         kind = message["type"]
@@ -398,17 +404,13 @@ def _is_last(message: Message) -> bool:
     )
 
 
-def _name(scope: Scope) -> str:
-    return f"{scope.get('method', 'websocket')} {scope['path']}"
-
-
 def _excluded(path: str) -> Callable[[], NoUnitError]:
     return lambda: NoUnitError.excluded(path)
 
 
 def _served_by(frame: Frame | None, uow: UnitOfWork) -> Frame | None:
     """The entry that a middleware around this one made for the request, if it serves `uow`."""
-    while frame is not None and (frame.uow is not uow or frame.unit is None):
+    while frame is not None and (frame.uow is not uow or frame.absence is not None):
         frame = frame.outer
     return frame
 

@@ -572,7 +572,7 @@ class UnitOfWork:
         return self._usable_frame()[1]
 
     def _push(self, unit: Unit, *, owner: object, joined: bool) -> Frame:
-        frame = Frame(self, unit, current_frame.get(), joined, owner, unit.operations)
+        frame = Frame(self, unit, current_frame.get(), owner=owner, joined=joined)
         current_frame.set(frame)
         return frame
 

@@ -27,11 +27,12 @@ from starlette_uow import (
     UnitOfWork,
     UnitOfWorkMiddleware,
     WebSocketUnitError,
+    WrongLoopError,
     create_engine,
     current_session,
     current_uow,
 )
-from starlette_uow.context import current_frame
+from starlette_uow.context import current_frame, open_units
 from tests.asgi import Exchange, PassThrough, http_scope, layers
 from tests.databases import Database
 from tests.models import Item, Part
@@ -123,7 +124,7 @@ async def test_fastapi_dependencies_share_the_session(uow: UnitOfWork, database:
 async def test_request_that_does_not_touch_the_database(
     uow: UnitOfWork, database: Database, engine: AsyncEngine
 ) -> None:
-    """No session, no connection."""
+    """No unit, no session, no connection."""
     made: list[AsyncSession] = []
     make = uow._make_session
 
@@ -134,6 +135,7 @@ async def test_request_that_does_not_touch_the_database(
     uow._make_session = make_and_note  # type: ignore[method-assign]
 
     async def endpoint(request: Request) -> Response:
+        assert open_units() == []
         return PlainTextResponse("answer")
 
     app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=uow)
@@ -142,6 +144,66 @@ async def test_request_that_does_not_touch_the_database(
     assert exchange.status == 200
     assert made == []
     assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+
+
+async def test_first_use_after_the_request(uow: UnitOfWork, database: Database) -> None:
+    """The request is over, although it had no unit: nobody would end one."""
+    strays: list[asyncio.Task[AsyncSession]] = []
+    over = asyncio.Event()
+
+    async def stray() -> AsyncSession:
+        await over.wait()
+        return current_session()
+
+    async def endpoint(request: Request) -> Response:
+        strays.append(asyncio.create_task(stray()))
+        return PlainTextResponse("answer")
+
+    app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=uow)
+    await Exchange(app, database.observer).run()
+    over.set()
+
+    with pytest.raises(UnitEndedError, match="no database"):
+        await strays[0]
+
+
+async def test_first_use_in_another_event_loop(uow: UnitOfWork, database: Database) -> None:
+    """In a thread with a copy of the context."""
+
+    async def use() -> None:
+        with pytest.raises(WrongLoopError):
+            current_session()
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.to_thread(asyncio.run, use())
+        return PlainTextResponse("answer")
+
+    app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=uow)
+    exchange = await Exchange(app, database.observer).run()
+
+    assert exchange.error is None
+
+
+async def test_block_around_a_request_that_is_left_inside(
+    uow: UnitOfWork, database: Database, engine: AsyncEngine
+) -> None:
+    """The request's unit is the same before and after."""
+    around = UnitOfWork(engine).new()
+
+    async def endpoint(request: Request) -> Response:
+        await around.__aexit__(None, None, None)
+        await write("a")
+        return PlainTextResponse("answer")
+
+    app = UnitOfWorkMiddleware(Starlette(routes=[Route("/", endpoint)]), uow=uow)
+
+    async def request() -> Exchange:
+        await around.__aenter__()
+        return await Exchange(app, database.observer).run()
+
+    exchange = await asyncio.create_task(request())
+
+    assert exchange.events[0] == ("start", 200, ["a"])
 
 
 async def test_connection_is_back_before_the_client_is_answered(
