@@ -123,10 +123,10 @@ def current_unit(uow: UnitOfWork | None) -> Unit:
     frame = frame_of(uow)
     if frame is None:
         raise NoUnitError.nowhere(uow, served=bool(_served) if uow is None else uow in _served)
-    if frame.unit is None:
+    if (unit := frame.unit) is None:
         assert frame.absence is not None
         raise frame.absence()
-    return frame.unit
+    return unit
 
 
 def open_units() -> list[Unit]:

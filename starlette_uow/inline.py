@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+Callback = Callable[[Any], object]
+
 
 class InlineTask(asyncio.Future[T]):
     """Runs `work` in the task that awaits `run()`, as the current task of the event loop
@@ -50,29 +52,31 @@ class InlineTask(asyncio.Future[T]):
         """
         runner = asyncio.current_task()
         while not self.done():
-            # If it is done already: whoever is cancelled all the time has to come further, too.
-            if self._fut_waiter is not None and not self._fut_waiter.done():
+            while self._fut_waiter is not None and not self._fut_waiter.done():
                 self._pause = _Pause(self._fut_waiter)
                 yield from self._pause
-            self._step(runner)
-            if self._fut_waiter is None and not self.done():
+            if self._step(runner):
                 yield  # as asyncio.sleep(0) does
         self._pause = None  # it refers to the task that runs this
 
-    def _step(self, runner: Any) -> None:
+    def _step(self, runner: Any) -> bool:
+        """Run until the work waits. Whether that is for the event loop alone."""
         loop = self.get_loop()
         task: Any = self
-        self._fut_waiter = None
+        waited_for, self._fut_waiter = self._fut_waiter, None
         _leave_task(loop, runner)
         _enter_task(loop, task)
         try:
             if self._must_cancel:
                 self._must_cancel = False
+                if waited_for is not None and not waited_for.cancelled():
+                    waited_for.exception()  # or asyncio complains that nobody asked for it
                 self._fut_waiter = self._work.throw(asyncio.CancelledError())
             else:
                 self._fut_waiter = self._work.send(None)
             if self._must_cancel and self._fut_waiter is not None:
                 self._must_cancel = not self._fut_waiter.cancel()
+            return self._fut_waiter is None
         except StopIteration as stop:
             self.set_result(stop.value)
         except asyncio.CancelledError:
@@ -83,6 +87,7 @@ class InlineTask(asyncio.Future[T]):
         finally:
             _leave_task(loop, task)
             _enter_task(loop, runner)
+        return False
 
     # --- what asyncio.Task has, beside what a future has ---------------------------------------
 
@@ -115,17 +120,15 @@ class _Pause:
     (https://docs.python.org/3/library/asyncio-future.html#asyncio.isfuture).
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_waits_for", "_wake_up")
-
     def __init__(self, waits_for: Any) -> None:
         self._asyncio_future_blocking = True
         self._waits_for = waits_for
         self._cancelled: asyncio.CancelledError | None = None
-        self._wake_up: Callable[[Any], object] | None = None
-        self._context: Context | None = None
+        self._callbacks: list[tuple[Callback, Callback, Context | None]] = []
 
     def __iter__(self) -> Generator[Any, None, None]:
         yield self
+        self._callbacks.clear()  # they refer to this
         self.result()
 
     def done(self) -> bool:
@@ -137,24 +140,23 @@ class _Pause:
 
     def cancel(self, msg: Any | None = None) -> bool:
         self._cancelled = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
-        if self.remove_done_callback(self._wake_up):
-            self.get_loop().call_soon(self._waited, context=self._context)
+        for _, waited, context in self._callbacks:
+            if self._waits_for.remove_done_callback(waited):
+                self.get_loop().call_soon(waited, self, context=context)
         return True
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop = self._waits_for.get_loop()
         return loop
 
-    def add_done_callback(
-        self, wake_up: Callable[[Any], object], *, context: Context | None = None
-    ) -> None:
-        self._wake_up, self._context = wake_up, context
-        self._waits_for.add_done_callback(self._waited, context=context)
+    def add_done_callback(self, callback: Callback, *, context: Context | None = None) -> None:
+        def waited(_: object) -> None:
+            callback(self)
 
-    def remove_done_callback(self, _: object) -> int:
-        removed: int = self._waits_for.remove_done_callback(self._waited)
-        return removed
+        self._callbacks.append((callback, waited, context))
+        self._waits_for.add_done_callback(waited, context=context)
 
-    def _waited(self, _: object = None) -> None:
-        assert self._wake_up is not None
-        self._wake_up(self)
+    def remove_done_callback(self, callback: Callback) -> int:
+        removed = [entry for entry in self._callbacks if entry[0] == callback]
+        self._callbacks = [entry for entry in self._callbacks if entry not in removed]
+        return sum(self._waits_for.remove_done_callback(waited) for _, waited, _ in removed)

@@ -230,7 +230,10 @@ class _Changed(set[InstanceState[Any]]):
 
 
 class UnitTransaction(SessionTransaction):
-    """A transaction or savepoint whose context manager ends it in turn, too."""
+    """A transaction or savepoint whose context manager ends it in turn, too.
+
+    What SQLAlchemy makes for a flush inside of one stays as it is.
+    """
 
     session: UnitSession
 
@@ -248,13 +251,13 @@ class UnitTransaction(SessionTransaction):
     def _note_rollback(self) -> None:
         # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it,
         # which does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
-        if self.parent is None:
+        if not self.nested:
             state = self.session.transaction_state
             state.rolling_back = not state.committed
 
     def _prepare_impl(self) -> None:
         super()._prepare_impl()
-        if self.parent is None:  # the flush is done, and COMMIT is next
+        if not self.nested:  # the flush is done, and COMMIT is next
             before_commit(self.session.transaction_state, prepared=self.session.twophase)
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
@@ -390,7 +393,7 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
         session.released = None
         if (hold := session.holds.pop(transaction, None)) is not None:
             session.gate.release(hold)
-    elif transaction.parent is None:
+    elif isinstance(transaction, UnitTransaction):
         ended, session.transaction_state = session.transaction_state, TransactionState()
         unwatch(ended)
         session.root_ended(ended.outcome)

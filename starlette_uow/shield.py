@@ -45,7 +45,7 @@ async def to_completion(
         grace: seconds the work may go on after that; 1 by default.
 
     Raises:
-        TimeoutError: the work ignores that it was terminated and cancelled.
+        TimeoutError: the work ignores that it was terminated and cancelled. It goes on alone.
     """
     task = InlineTask(work)
     last_resorts = _LastResorts([(terminate, timeout), (task.cancel, grace), (task.leave, GRACE)])
@@ -60,6 +60,7 @@ async def to_completion(
     finally:
         last_resorts.cancel()
     if not task.done():
+        _go_on_alone(task)
         raise TimeoutError(f"The end of a transaction hangs: {work!r}.")
     if cancelled is None:
         return task.result()
@@ -69,6 +70,21 @@ async def to_completion(
             "A transaction of a cancelled task could not be ended as wanted.", exc_info=failed
         )
     raise cancelled
+
+
+_given_up: set[asyncio.Task[None]] = set()
+"""asyncio itself refers to tasks only weakly."""
+
+
+def _go_on_alone(work: InlineTask[Any]) -> None:
+    """Let it come to its end, however late: it may be about to give a connection back."""
+
+    async def run() -> None:
+        await work.run()
+
+    task = asyncio.create_task(run())
+    _given_up.add(task)
+    task.add_done_callback(_given_up.discard)
 
 
 class _LastResorts:

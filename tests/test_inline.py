@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -233,13 +234,62 @@ async def test_work_that_ignores_that_it_is_terminated(monkeypatch: pytest.Monke
 
 
 async def test_work_that_ignores_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is given up."""
+    """Nobody waits for it any longer, but it comes to its end."""
     monkeypatch.setattr("starlette_uow.shield.GRACE", 0.01)
+    gate = Gate()
 
     async def work() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(10)
-        await asyncio.sleep(10)
+        await gate.pass_through()
 
+    before = asyncio.all_tasks()
     with pytest.raises(TimeoutError, match="hangs"):
         await to_completion(work(), timeout=0.01, terminate=nothing, grace=0.01)
+    assert not gate.passed
+    gate.open.set()
+    await asyncio.wait(asyncio.all_tasks() - before)
+
+    assert gate.passed
+
+
+async def test_somebody_else_who_waits_for_the_same() -> None:
+    """What a task waits for may have other callbacks, as any future may."""
+    gate = Gate()
+    called: list[object] = []
+    task = asyncio.create_task(completed(gate.pass_through))
+    await gate.reached.wait()
+    waits_for = task._fut_waiter  # type: ignore[attr-defined]  # of asyncio's tasks, to debug them
+
+    for callback in (never := lambda _: called.append("never"), called.append):
+        waits_for.add_done_callback(callback)
+    assert waits_for.remove_done_callback(never) == 1
+    gate.open.set()
+
+    assert await task == "passed"
+    assert called == [waits_for]
+    assert waits_for.done()
+
+
+async def test_cancelled_when_an_error_is_there() -> None:
+    """The error is not reported as one that nobody has seen."""
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def work() -> str:
+        future = loop.create_future()
+        task = asyncio.current_task()
+        assert task is not None
+        loop.call_soon(future.set_exception, ValueError("of the future"))
+        loop.call_soon(task.cancel)
+        await future
+        return "not cancelled"
+
+    with pytest.raises(asyncio.CancelledError):
+        await completed(work)
+    gc.collect()
+    loop.set_exception_handler(before)
+
+    assert complaints == []

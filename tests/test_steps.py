@@ -27,7 +27,13 @@ from tests.steps.promise import PROMISES
 from tests.steps.subject import Subject
 from tests.steps.ways import WAYS
 
-QUICK = ["cancel()", "anyio scope around the app", "client leaves", "end of the loop"]
+QUICK = [
+    "cancel()",
+    "cancel() of a wait that is over",
+    "anyio scope around the app",
+    "client leaves",
+    "end of the loop",
+]
 
 
 @pytest.mark.parametrize("way", [w for w in WAYS if w.name in QUICK], ids=lambda way: way.name)
