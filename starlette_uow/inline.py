@@ -57,20 +57,17 @@ class InlineTask(asyncio.Future[T]):
                 yield from self._pause
             if self._step(runner):
                 yield  # as asyncio.sleep(0) does
-        self._pause = None  # it refers to the task that runs this
 
     def _step(self, runner: Any) -> bool:
         """Run until the work waits. Whether that is for the event loop alone."""
         loop = self.get_loop()
         task: Any = self
-        waited_for, self._fut_waiter = self._fut_waiter, None
+        self._fut_waiter = None
         _leave_task(loop, runner)
         _enter_task(loop, task)
         try:
             if self._must_cancel:
                 self._must_cancel = False
-                if waited_for is not None and not waited_for.cancelled():
-                    waited_for.exception()  # or asyncio complains that nobody asked for it
                 self._fut_waiter = self._work.throw(asyncio.CancelledError())
             else:
                 self._fut_waiter = self._work.send(None)
