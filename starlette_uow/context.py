@@ -75,6 +75,7 @@ class RequestFrame(Frame):
         self.owner = owner
         self.name = name
         self._loop = asyncio.get_running_loop()
+        uow._units.add(self)
 
     @property
     def unit(self) -> Unit:
@@ -86,6 +87,7 @@ class RequestFrame(Frame):
         if self.opened is None:
             check_loop(self._loop, self.name)
             self.opened = self.uow.open_unit(self.name)
+            self.uow._units.discard(self)
             if self._is_over:
                 self.opened.close()
         return self.opened
@@ -94,6 +96,7 @@ class RequestFrame(Frame):
         """End the unit, and refuse every later use. Raises as `Unit.finish` does."""
         if self.opened is None:
             self._is_over = True
+            self.uow._release(self)
         else:
             await self.opened.finish(commit=commit)
 

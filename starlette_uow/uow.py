@@ -33,6 +33,7 @@ from sqlalchemy.pool import StaticPool
 
 from starlette_uow.context import (
     Frame,
+    RequestFrame,
     current_frame,
     current_unit,
     frame_of,
@@ -162,7 +163,8 @@ class UnitOfWork:
                 )
         self.sessions = sessions
         self._session_class = unit_session_class(sessions)
-        self._units: set[Unit] = set()
+        self._units: set[Unit | RequestFrame] = set()
+        """What is open, and a shutdown has to wait for."""
         self._last_unit_ended: anyio.Event | None = None
         self._terms = Terms(
             self._make_session,
@@ -550,8 +552,8 @@ class UnitOfWork:
             )
         return session
 
-    def _release(self, unit: Unit) -> None:
-        self._units.discard(unit)
+    def _release(self, ended: Unit | RequestFrame) -> None:
+        self._units.discard(ended)
         if self._last_unit_ended is not None and not self._units:
             self._last_unit_ended.set()
 

@@ -705,6 +705,37 @@ async def test_shutdown_waits_for_open_units_and_disposes_the_engine(
     assert await database.observer.names() == ["a"]
 
 
+async def test_shutdown_waits_for_requests_that_have_no_unit_yet(
+    uow: UnitOfWork, database: Database, engine: AsyncEngine
+) -> None:
+    """They may still need the engine."""
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def endpoint(request: Request) -> Response:
+        entered.set()
+        await go_on.wait()
+        if request.method == "POST":
+            await write("a")
+        return PlainTextResponse("answer")
+
+    routes = [Route("/", endpoint, methods=["GET", "POST"])]
+    app = UnitOfWorkMiddleware(Starlette(routes=routes), uow=uow)
+    for method in ("GET", "POST"):
+        entered.clear()
+        go_on.clear()
+        request = asyncio.create_task(Exchange(app, database.observer).run(method=method))
+        await entered.wait()
+        shutdown = asyncio.create_task(run_lifespan(app))
+        done, _ = await asyncio.wait({shutdown}, timeout=0.1)
+        assert not done
+        go_on.set()
+
+        assert await shutdown == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        await request
+    assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+    assert await database.observer.names() == ["a"]
+
+
 @pytest.mark.parametrize("end", ["complete", "failed"])
 async def test_engine_is_disposed_before_the_shutdown_ends(
     uow: UnitOfWork, engine: AsyncEngine, end: str
