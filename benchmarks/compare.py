@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -27,6 +31,7 @@ from starlette.types import ASGIApp, Message
 
 from benchmarks import memory, plot, wire
 from benchmarks.alternation import Block, Comparison, alternate
+from benchmarks.load import requests_a_second, serving
 from benchmarks.peers import PEERS, Peer
 from benchmarks.server import describe, server_url
 from starlette_uow import create_engine
@@ -210,6 +215,35 @@ async def slow_clients(url: str, charts: Charts, *, seconds: float, clients: int
     return table(title, "requests a second", rows=rows)
 
 
+def served_app() -> ASGIApp:
+    """For uvicorn: the app on one peer."""
+    return App(os.environ["BENCHMARK_PEER"], server_url(), pool_size=5).app
+
+
+def through_a_server(url: str, charts: Charts, *, rounds: int = 3, seconds: int = 2) -> list[str]:
+    """Requests a second behind uvicorn, as wrk counts them."""
+    titles = [NOTHING, "one read"]
+    rates: dict[str, list[list[float]]] = {name: [[] for _ in titles] for name in PEERS}
+    with ExitStack() as stack:
+        factory, environment = "benchmarks.compare:served_app", {"BENCHMARK_DATABASE_URL": url}
+        servers = {
+            name: stack.enter_context(serving(factory, BENCHMARK_PEER=name, **environment))
+            for name in PEERS
+        }
+        for _ in range(rounds):
+            for name, address in servers.items():
+                for title, counted in zip(titles, rates[name], strict=True):
+                    path = f"{address}/{quote(title)}"
+                    counted.append(requests_a_second(path, seconds=seconds))
+    medians = {name: [statistics.median(rate) for rate in rates[name]] for name in PEERS}
+    charts["uvicorn and wrk, one read: throughput, hand-written = 1"] = {
+        name: rate / medians[BY_HAND][1] for name, (_, rate) in medians.items()
+    }
+    rows = [(name, *(f"{rate:.0f}" for rate in of_peer)) for name, of_peer in medians.items()]
+    title = "Requests a second through uvicorn, one process, 32 clients of wrk, a pool of 5"
+    return table(title, *titles, rows=rows)
+
+
 async def held(url: str, *, calls: int) -> list[str]:
     """How long a request keeps its connection."""
     rows: list[tuple[str, ...]] = []
@@ -301,6 +335,7 @@ async def main(options: argparse.Namespace) -> None:
     for title in WORK:
         lines += await time_requests(url, title, charts, rounds=options.rounds, calls=options.calls)
     lines += await slow_clients(url, charts, seconds=options.seconds)
+    lines += through_a_server(url, charts) if shutil.which("wrk") else ["wrk is missing.", ""]
     lines += await held(url, calls=options.rounds)
     lines += await sent(url)
     lines += await kept(url, requests=options.requests)

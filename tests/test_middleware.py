@@ -730,7 +730,8 @@ async def test_shutdown_waits_for_requests_that_have_no_unit_yet(
         assert not done
         go_on.set()
 
-        assert await shutdown == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        async with asyncio.timeout(5):  # less than a shutdown waits for
+            assert await shutdown == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         await request
     assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
     assert await database.observer.names() == ["a"]
