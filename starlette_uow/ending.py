@@ -95,7 +95,7 @@ class Ending:
         try:
             await session.gate.enter(first=True, over_holds=not self._commit)
         except asyncio.CancelledError as cancelled:
-            # The event loop ends, or the statement of a stray task did not.
+            # In time nobody gave the turn: the statement of a stray task does not end.
             terminate(session.transaction_state.connections)
             self._error = cancelled
         else:
@@ -127,7 +127,7 @@ class Ending:
         try:
             self._outcome = await find_out(engine, state.trace, timeout=self._timeout)
         except asyncio.CancelledError:
-            return  # the event loop ends
+            return  # it took too long
         if self._outcome is Outcome.COMMITTED:
             _log.warning("%s: the connection was lost during COMMIT; it was committed.", self._name)
             self._error = None

@@ -238,22 +238,13 @@ class UnitTransaction(SessionTransaction):
     session: UnitSession
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().commit, *args, **kwargs)
+        self._in_turn(super().commit, args, kwargs)
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        self._note_rollback()
-        self._in_turn(super().rollback, *args, **kwargs)
+        self._in_turn(super().rollback, args, kwargs, rolls_back=True)
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        self._note_rollback()
-        self._in_turn(super().close, *args, **kwargs)
-
-    def _note_rollback(self) -> None:
-        # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it,
-        # which does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
-        if not self.nested:
-            state = self.session.transaction_state
-            state.rolling_back = not state.committed
+        self._in_turn(super().close, args, kwargs, rolls_back=True)
 
     def _prepare_impl(self) -> None:
         super()._prepare_impl()
@@ -291,11 +282,24 @@ class UnitTransaction(SessionTransaction):
         for state in spared:
             state.modified = True
 
-    def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def _in_turn(
+        self,
+        end: Callable[..., None],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        rolls_back: bool = False,
+    ) -> None:
         gate = self.session.gate
         hold = self.session.holds.get(self)
         enter_in_greenlet(gate, inside=hold)
         try:
+            if rolls_back and not self.nested:
+                # Where it fails the connection is in no known state. SQLAlchemy's pool would reset
+                # it, which does nothing after a ROLLBACK that asyncpg refused to send, and hand it
+                # to the next.
+                state = self.session.transaction_state
+                state.rolling_back = not state.committed
             end(*args, **kwargs)
         finally:
             gate.leave()
