@@ -106,7 +106,7 @@ class TransactionState:
         return Outcome.ROLLED_BACK
 
 
-_states: dict[Connection, TransactionState] = {}
+_states: weakref.WeakKeyDictionary[Connection, TransactionState] = weakref.WeakKeyDictionary()
 
 
 def guard(engine: AsyncEngine | Engine) -> None:
@@ -124,9 +124,12 @@ def guard(engine: AsyncEngine | Engine) -> None:
         raise NotAsyncError(sync_engine)
     _guarded.add(sync_engine)
     if sync_engine.dialect.name == "sqlite":
-        _guard_sqlite(sync_engine)
+        _guard_sqlite(sync_engine)  # first: a COMMIT counts as sent after the statements are closed
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
+    event.listen(sync_engine, "commit", _before_commit)
+    event.listen(sync_engine, "commit_twophase", _before_commit_prepared)
+    event.listen(sync_engine, "rollback", _before_rollback)
     if sync_engine.dialect.driver == "asyncpg":
         event.listen(sync_engine, "invalidate", _close_asyncpg)
 
@@ -153,7 +156,9 @@ def watch(connection: Connection, state: TransactionState) -> None:
 
 
 def unwatch(state: TransactionState) -> None:
-    """Forget a transaction that has ended."""
+    """Forget a transaction that has ended. A state refers to its connections, which would
+    otherwise never leave the weak dictionary.
+    """
     for connection in state.connections:
         _states.pop(connection, None)
 
@@ -315,30 +320,32 @@ def _rolled_back_by_itself(context: ExceptionContext) -> bool:
     )
 
 
-def before_commit(state: TransactionState, *, prepared: bool) -> None:
-    """Look, just before COMMIT is sent, whether it can be one.
-
-    Args:
-        state: of the transaction.
-        prepared: it has been prepared, so there is no transaction to ask in any more.
-
-    Raises:
-        UnitDoomedError: the transaction can only roll back.
-    """
+def _before_commit(connection: Connection) -> None:
+    state = _states.get(connection)
+    if state is None:
+        return
     if state.doom is not None:
         raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
-    for connection in state.connections:
-        if prepared:
-            state.commit_sent = True
-            continue
-        if state.wants_trace and _is_traceable(connection, state):
-            state.trace = _ask(connection, state, take_trace)
-        elif state.error is not None:
-            _ask(connection, state, _is_alive)
-        # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and
-        # what became of the transaction is no secret.
-        if not _is_closed(connection.connection.driver_connection):
-            state.commit_sent = True
+    if state.wants_trace and _is_traceable(connection, state):
+        state.trace = _ask(connection, state, take_trace)
+    elif state.error is not None:
+        _ask(connection, state, _is_alive)
+    # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and what
+    # became of the transaction is no secret.
+    if not _is_closed(connection.connection.driver_connection):
+        state.commit_sent = True
+
+
+def _before_commit_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
+    if (state := _states.get(connection)) is not None:
+        state.commit_sent = True
+
+
+def _before_rollback(connection: Connection) -> None:
+    # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it, which
+    # does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
+    if (state := _states.get(connection)) is not None:
+        state.rolling_back = True
 
 
 def _is_traceable(connection: Connection, state: TransactionState) -> bool:

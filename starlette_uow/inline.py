@@ -37,9 +37,11 @@ class InlineTask(asyncio.Future[T]):
         self._fut_waiter: asyncio.Future[Any] | None = None
         self._must_cancel = False
         self._pause: _Pause | None = None
+        self._is_to_be_left = False
 
     def leave(self) -> None:
         """Let `run()` raise a CancelledError, as if the task that runs it was cancelled."""
+        self._is_to_be_left = True
         if self._pause is not None:
             self._pause.cancel()
 
@@ -51,36 +53,49 @@ class InlineTask(asyncio.Future[T]):
             CancelledError: the task that runs it is cancelled.
         """
         runner = asyncio.current_task()
+        self._is_to_be_left = False
+        error: Exception | None = None
         while not self.done():
-            while self._fut_waiter is not None and not self._fut_waiter.done():
+            if self._is_to_be_left:
+                raise asyncio.CancelledError
+            if self._fut_waiter is not None and not self._fut_waiter.done():
                 self._pause = _Pause(self._fut_waiter)
-                yield from self._pause
-            if self._step(runner):
+                try:
+                    yield from self._pause
+                except Exception as refused:  # by asyncio: a future of another event loop, say
+                    error = refused
+                finally:
+                    self._pause = None
+                if error is None:
+                    continue
+            if self._step(runner, error):
                 yield  # as asyncio.sleep(0) does
+            error = None
 
-    def _step(self, runner: Any) -> bool:
+    def _step(self, runner: Any, error: BaseException | None) -> bool:
         """Run until the work waits. Whether that is for the event loop alone."""
         loop = self.get_loop()
         task: Any = self
+        if self._must_cancel:
+            self._must_cancel, error = False, asyncio.CancelledError()
         self._fut_waiter = None
         _leave_task(loop, runner)
         _enter_task(loop, task)
         try:
+            awaited = self._work.send(None) if error is None else self._work.throw(error)
+            if awaited is None:
+                return True
+            awaited._asyncio_future_blocking = False  # as a task does, so that others may wait, too
+            self._fut_waiter = awaited
             if self._must_cancel:
-                self._must_cancel = False
-                self._fut_waiter = self._work.throw(asyncio.CancelledError())
-            else:
-                self._fut_waiter = self._work.send(None)
-            if self._must_cancel and self._fut_waiter is not None:
-                self._must_cancel = not self._fut_waiter.cancel()
-            return self._fut_waiter is None
+                self._must_cancel = not awaited.cancel()
         except StopIteration as stop:
             self.set_result(stop.value)
         except asyncio.CancelledError:
             super().cancel()
-        except BaseException as error:
+        except BaseException as failed:
             # BaseException: as asyncio.Task does, it is raised in whoever asks for the result.
-            self.set_exception(error)
+            self.set_exception(failed)
         finally:
             _leave_task(loop, task)
             _enter_task(loop, runner)
@@ -103,8 +118,13 @@ class InlineTask(asyncio.Future[T]):
 
     def uncancel(self) -> int:
         """Take back a cancellation."""
-        self._cancel_requests -= 1
+        self._cancel_requests = max(0, self._cancel_requests - 1)
+        self._must_cancel = self._must_cancel and bool(self._cancel_requests)
         return self._cancel_requests
+
+    def get_coro(self) -> Coroutine[Any, Any, T]:
+        """The work."""
+        return self._work
 
     def get_name(self) -> str:
         """For messages."""
@@ -117,15 +137,18 @@ class _Pause:
     (https://docs.python.org/3/library/asyncio-future.html#asyncio.isfuture).
     """
 
+    _asyncio_future_blocking = True
+
     def __init__(self, waits_for: Any) -> None:
-        self._asyncio_future_blocking = True
         self._waits_for = waits_for
         self._cancelled: asyncio.CancelledError | None = None
         self._callbacks: list[tuple[Callback, Callback, Context | None]] = []
 
     def __iter__(self) -> Generator[Any, None, None]:
-        yield self
-        self._callbacks.clear()  # they refer to this
+        try:
+            yield self
+        finally:
+            self._callbacks.clear()  # they refer to this
         self.result()
 
     def done(self) -> bool:

@@ -25,7 +25,7 @@ from sqlalchemy.util import await_only
 
 from starlette_uow.errors import SessionClassError, SessionDeadlockError
 from starlette_uow.gate import Chain, Gate, Hold
-from starlette_uow.guard import TransactionState, before_commit, unwatch, watch
+from starlette_uow.guard import TransactionState, unwatch, watch
 from starlette_uow.policy import Outcome
 from starlette_uow.stream import Streams, enter_in_greenlet
 
@@ -230,26 +230,18 @@ class _Changed(set[InstanceState[Any]]):
 
 
 class UnitTransaction(SessionTransaction):
-    """A transaction or savepoint whose context manager ends it in turn, too.
-
-    What SQLAlchemy makes for a flush inside of one stays as it is.
-    """
+    """A transaction or savepoint whose context manager ends it in turn, too."""
 
     session: UnitSession
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().commit, args, kwargs)
+        self._in_turn(super().commit, *args, **kwargs)
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().rollback, args, kwargs, rolls_back=True)
+        self._in_turn(super().rollback, *args, **kwargs)
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().close, args, kwargs, rolls_back=True)
-
-    def _prepare_impl(self) -> None:
-        super()._prepare_impl()
-        if not self.nested:  # the flush is done, and COMMIT is next
-            before_commit(self.session.transaction_state, prepared=self.session.twophase)
+        self._in_turn(super().close, *args, **kwargs)
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         # The one place where every operation takes its connection.
@@ -282,24 +274,11 @@ class UnitTransaction(SessionTransaction):
         for state in spared:
             state.modified = True
 
-    def _in_turn(
-        self,
-        end: Callable[..., None],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        rolls_back: bool = False,
-    ) -> None:
+    def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         gate = self.session.gate
         hold = self.session.holds.get(self)
         enter_in_greenlet(gate, inside=hold)
         try:
-            if rolls_back and not self.nested:
-                # Where it fails the connection is in no known state. SQLAlchemy's pool would reset
-                # it, which does nothing after a ROLLBACK that asyncpg refused to send, and hand it
-                # to the next.
-                state = self.session.transaction_state
-                state.rolling_back = not state.committed
             end(*args, **kwargs)
         finally:
             gate.leave()
@@ -397,7 +376,7 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
         session.released = None
         if (hold := session.holds.pop(transaction, None)) is not None:
             session.gate.release(hold)
-    elif isinstance(transaction, UnitTransaction):
+    elif transaction.parent is None:
         ended, session.transaction_state = session.transaction_state, TransactionState()
         unwatch(ended)
         session.root_ended(ended.outcome)

@@ -61,14 +61,15 @@ async def to_completion(
         last_resorts.cancel()
     if not task.done():
         _go_on_alone(task)
-        raise TimeoutError(f"The end of a transaction hangs: {work!r}.")
+        raise TimeoutError(f"What has to be completed hangs: {work!r}.")
     if cancelled is None:
         return task.result()
-    if not task.cancelled() and (failed := task.exception()) is not None:
+    failed = None if task.cancelled() else task.exception()
+    if failed is not None and not isinstance(failed, Exception):
+        raise failed  # the process is to end
+    if failed is not None:
         # The caller is cancelled and will hear nothing else.
-        _log.error(
-            "A transaction of a cancelled task could not be ended as wanted.", exc_info=failed
-        )
+        _log.error("What a cancelled task had to complete has failed.", exc_info=failed)
     raise cancelled
 
 

@@ -286,3 +286,79 @@ async def test_nothing_is_left_to_the_garbage_collector() -> None:
         assert waits_for() is None
     finally:
         gc.enable()
+
+
+async def test_future_that_others_wait_for_too() -> None:
+    """As with any task: asyncio's mark on the future is taken off."""
+    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def work() -> str:
+        return await future
+
+    waiting = [asyncio.create_task(completed(work)), asyncio.create_task(work())]
+    await asyncio.sleep(0)
+    future.set_result("for all")
+
+    assert await asyncio.gather(*waiting) == ["for all", "for all"]
+
+
+async def test_work_that_spins_and_ignores_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for nothing that could be taken away, and is given up all the same."""
+    monkeypatch.setattr("starlette_uow.shield.GRACE", 0.01)
+    stop = asyncio.Event()
+
+    async def work() -> None:
+        while not stop.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    before = asyncio.all_tasks()
+    with pytest.raises(TimeoutError, match="hangs"):
+        async with asyncio.timeout(1):
+            await to_completion(work(), timeout=0.01, terminate=nothing, grace=0.01)
+    stop.set()
+    await asyncio.wait(asyncio.all_tasks() - before)
+
+
+async def test_future_of_another_event_loop() -> None:
+    """The work hears of it, as a task would, and can clean up."""
+    other = asyncio.new_event_loop()
+    cleaned_up = []
+
+    async def work() -> str:
+        try:
+            await other.create_future()
+        finally:
+            cleaned_up.append(True)
+        return "never"
+
+    with pytest.raises(RuntimeError, match="attached to a different loop"):
+        await completed(work)
+
+    assert cleaned_up == [True]
+    other.close()
+
+
+async def test_process_that_is_to_end() -> None:
+    """Although the caller is cancelled, too."""
+    loop = asyncio.get_running_loop()
+    caller = asyncio.current_task()
+    assert caller is not None
+
+    async def work() -> str:
+        await asyncio.sleep(0.001)
+        raise SystemExit
+
+    loop.call_soon(caller.cancel)
+    with pytest.raises(SystemExit):
+        await completed(work)
+    caller.uncancel()
+
+
+async def test_anyio_inside() -> None:
+    """It looks at the current task."""
+
+    async def work() -> str:
+        return str(anyio.get_current_task().id)
+
+    assert await completed(work)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from starlette_uow import (
@@ -323,6 +324,25 @@ async def test_doom_against_the_apps_will_outweighs_one_that_it_wanted(
                     raise Boom
             if not wanted_first:
                 uow.doom()
+
+    assert await database.observer.names() == []
+
+
+@pytest.mark.parametrize("by", ["session", "connection"])
+async def test_doomed_unit_is_not_committed_by_hand(uow: Shop, database: Database, by: str) -> None:
+    """However often the app tries."""
+    with pytest.raises(UnitDoomedError):
+        async with uow:
+            await uow.items.add("a")
+            with suppress(Boom):
+                async with uow:
+                    raise Boom
+            for _ in range(2):
+                with pytest.raises((UnitDoomedError, InvalidRequestError)):
+                    if by == "session":
+                        await uow.session.commit()
+                    else:
+                        await (await uow.session.connection()).commit()
 
     assert await database.observer.names() == []
 
