@@ -181,7 +181,7 @@ class Gate:
             cancelled = await self._wait(waiter, patient)
             if self._closed is not None:  # between the turn's grant and now
                 self.leave()
-                raise self._closed()
+                raise self._closed() if cancelled is None else cancelled
         self.last_task = task
         self.entered += 1
         return cancelled
@@ -318,6 +318,10 @@ class Gate:
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             raise
+        except Exception as refused:
+            if cancelled is None or self._closed is None:
+                raise
+            raise cancelled from refused  # there is nothing left to be patient for
         finally:
             if waiter.timer is not None:
                 waiter.timer.cancel()

@@ -193,6 +193,22 @@ async def test_queue_that_moves_slowly_is_no_deadlock(in_a_hold: bool) -> None:
     assert is_idle(gate)
 
 
+@pytest.mark.parametrize("given", [False, True])
+async def test_patient_task_that_is_cancelled_and_refused(gate: Gate, given: bool) -> None:
+    """The unit has ended, so that it waits for nothing any more: it is cancelled."""
+    async with turn(gate):
+        waiting = await started(gate.enter(patient=True))
+        waiting.cancel()
+        await step()
+        if not given:
+            gate.close(lambda: UnitEndedError("a test", "rolled back"))
+    if given:  # the turn, at the same moment
+        gate.close(lambda: UnitEndedError("a test", "rolled back"))
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 # --- elsewhere -----------------------------------------------------------------------------
 
 
