@@ -290,7 +290,12 @@ class UnitTransaction(SessionTransaction):
         All of it needs the turn: SQLAlchemy looks first which context manager is the innermost.
         """
         with anyio.CancelScope(shield=True):  # noqa: ASYNC100 - a greenlet awaits without `await`
-            cancelled = self._enter()
+            try:
+                cancelled = self._enter()
+            except Exception:
+                if value is None or not self.session.gate.is_closed:
+                    raise
+                return  # the savepoint is gone with its unit; what left the block goes on
             try:
                 if cancelled is not None and type_ is None:
                     type_, value = type(cancelled), cancelled

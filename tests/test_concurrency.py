@@ -312,6 +312,26 @@ async def test_abandoned_stream_leaves_nothing_on_its_connection(
     await abandoned.close()
 
 
+async def test_savepoint_that_is_left_after_the_end(uow: UnitOfWork) -> None:
+    """A task that is cancelled in there is cancelled, although its savepoint is gone."""
+    inside = asyncio.Event()
+
+    async def stray() -> None:
+        async with uow.savepoint():
+            inside.set()
+            await asyncio.Event().wait()
+
+    with pytest.raises(Boom):
+        async with uow:
+            task = asyncio.create_task(stray())
+            await inside.wait()
+            raise Boom
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_stream_may_be_closed_after_the_end(uow: UnitOfWork, database: Database) -> None:
     """`finally: await result.close()` in a generator runs late; there is nothing left to do."""
     await fill(database)
