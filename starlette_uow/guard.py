@@ -28,7 +28,7 @@ from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -57,6 +57,13 @@ with_begin_recipe: weakref.WeakSet[Engine] = weakref.WeakSet()
 """SQLite engines whose transactions `create_engine()` begins."""
 
 
+STATE = "starlette_uow_state"
+"""Attribute of what is watched: the state of the transaction."""
+
+Watched = Connection | PoolProxiedConnection
+"""SQLAlchemy's connection, and that of the pool below it, which a dialect gets to see."""
+
+
 class TransactionState:
     """What is known about the transaction that a unit has open.
 
@@ -70,6 +77,7 @@ class TransactionState:
         doom: why it can only roll back.
         wants_trace: by what it can be found again is to be taken down before COMMIT.
         trace: that, or None.
+        watched: what reports on it.
     """
 
     __slots__ = (
@@ -82,6 +90,7 @@ class TransactionState:
         "rolling_back",
         "trace",
         "wants_trace",
+        "watched",
     )
 
     def __init__(self) -> None:
@@ -94,6 +103,7 @@ class TransactionState:
         self.doom: Doom | None = None
         self.wants_trace = False
         self.trace: Trace | None = None
+        self.watched: list[Watched] = []
 
     @property
     def outcome(self) -> Outcome:
@@ -105,8 +115,10 @@ class TransactionState:
             return Outcome.UNKNOWN
         return Outcome.ROLLED_BACK
 
-
-_states: weakref.WeakKeyDictionary[Connection, TransactionState] = weakref.WeakKeyDictionary()
+    @property
+    def is_traceable(self) -> bool:
+        """Whether it can be found again: of two databases one may have committed."""
+        return len(self.connections) == 1 and self.connections[0].dialect.name == "postgresql"
 
 
 def guard(engine: AsyncEngine | Engine) -> None:
@@ -127,11 +139,24 @@ def guard(engine: AsyncEngine | Engine) -> None:
         _guard_sqlite(sync_engine)  # first: a COMMIT counts as sent after the statements are closed
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
-    event.listen(sync_engine, "commit", _before_commit)
-    event.listen(sync_engine, "commit_twophase", _before_commit_prepared)
-    event.listen(sync_engine, "rollback", _before_rollback)
+    _call_before(sync_engine.dialect, "do_commit", _before_commit)
+    _call_before(sync_engine.dialect, "do_commit_twophase", _before_commit_prepared)
+    _call_before(sync_engine.dialect, "do_rollback", _before_rollback)
     if sync_engine.dialect.driver == "asyncpg":
         event.listen(sync_engine, "invalidate", _close_asyncpg)
+
+
+def _call_before(dialect: Any, name: str, listener: Callable[..., None]) -> None:
+    """What an engine's event would do. But a single listener to those makes SQLAlchemy go through
+    all of them with every statement.
+    """
+    method = getattr(dialect, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        listener(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    setattr(dialect, name, call)
 
 
 def _guard_sqlite(engine: Engine) -> None:
@@ -152,15 +177,20 @@ def watch(connection: Connection, state: TransactionState) -> None:
     """Let the guard of a connection's engine report on `state` from now on."""
     guard(connection.engine)
     state.connections.append(connection)
-    _states[connection] = state
+    for watched in (connection, connection.connection):
+        state.watched.append(watched)
+        vars(watched)[STATE] = state
 
 
 def unwatch(state: TransactionState) -> None:
-    """Forget a transaction that has ended. A state refers to its connections, which would
-    otherwise never leave the weak dictionary.
-    """
-    for connection in state.connections:
-        _states.pop(connection, None)
+    """Forget a transaction that has ended."""
+    while state.watched:
+        vars(state.watched.pop()).pop(STATE, None)
+
+
+def _state_of(watched: Watched) -> TransactionState | None:
+    state: TransactionState | None = getattr(watched, STATE, None)
+    return state
 
 
 def _in_transaction(driver_connection: Any) -> bool:
@@ -285,12 +315,12 @@ def _close_completely(
 
 
 def _note_error(context: ExceptionContext) -> None:
-    connection = context.connection
-    state = None if connection is None else _states.get(connection)
-    if connection is None or state is None:
+    connection, error = context.connection, context.original_exception
+    state = None if connection is None else _state_of(connection)
+    if connection is None or state is None or isinstance(error, UnitDoomedError):
         return
-    if state.error is None or _sqlstate(context.original_exception) != IN_FAILED_SQL_TRANSACTION:
-        state.error = (context.original_exception, context.statement)
+    if state.error is None or _sqlstate(error) != IN_FAILED_SQL_TRANSACTION:
+        state.error = (error, context.statement)
     if state.commit_sent and _is_lost(context):
         state.commit_lost = True
     if not context.is_disconnect and (state.rolling_back or _rolled_back_by_itself(context)):
@@ -320,44 +350,42 @@ def _rolled_back_by_itself(context: ExceptionContext) -> bool:
     )
 
 
-def _before_commit(connection: Connection) -> None:
-    state = _states.get(connection)
+def _before_commit(pooled: PoolProxiedConnection) -> None:
+    state = _state_of(pooled)
     if state is None:
         return
     if state.doom is not None:
         raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
-    if state.wants_trace and _is_traceable(connection, state):
-        state.trace = _ask(connection, state, take_trace)
+    if state.wants_trace and state.is_traceable:
+        state.trace = _ask(pooled, state, take_trace)
     elif state.error is not None:
-        _ask(connection, state, _is_alive)
+        _ask(pooled, state, _is_alive)
     # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and what
     # became of the transaction is no secret.
-    if not _is_closed(connection.connection.driver_connection):
+    if not _is_closed(pooled.driver_connection):
         state.commit_sent = True
 
 
-def _before_commit_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
-    if (state := _states.get(connection)) is not None:
+def _before_commit_prepared(connection: Connection, *_: object, **__: object) -> None:
+    if (state := _state_of(connection)) is not None:
         state.commit_sent = True
 
 
-def _before_rollback(connection: Connection) -> None:
+def _before_rollback(pooled: PoolProxiedConnection) -> None:
     # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it, which
     # does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
-    if (state := _states.get(connection)) is not None:
+    if (state := _state_of(pooled)) is not None:
         state.rolling_back = True
-
-
-def _is_traceable(connection: Connection, state: TransactionState) -> bool:
-    # Of two databases one may have committed, and there is no one answer.
-    return connection.dialect.name == "postgresql" and len(state.connections) == 1
 
 
 def _is_alive(connection: Connection) -> None:
     connection.exec_driver_sql("SELECT 1")
 
 
-def _ask(connection: Connection, state: TransactionState, question: Callable[[Connection], T]) -> T:
+def _ask(
+    pooled: PoolProxiedConnection, state: TransactionState, question: Callable[[Connection], T]
+) -> T:
+    connection = next(c for c in state.connections if c.connection is pooled)
     try:
         return question(connection)
     except Exception as refused:
