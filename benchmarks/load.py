@@ -23,8 +23,7 @@ def serving(factory: str, **environment: str) -> Iterator[str]:
         factory: makes the app, as uvicorn takes it: `module:function`.
         **environment: of its process, beside that of this one.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", factory, "--factory", "--port", str(port)]
     quiet = ["--log-level", "warning", "--no-access-log"]
