@@ -20,11 +20,11 @@ def nothing() -> None:
     """What is there to be terminated."""
 
 
-async def completed(work: Callable[[], Awaitable[str]], timeout: float = 5.0) -> str:
+async def completed(work: Callable[[], Awaitable[str]]) -> str:
     async def run() -> str:
         return await work()
 
-    return await to_completion(run(), timeout=timeout, terminate=nothing)
+    return await to_completion(run(), timeout=5, terminate=nothing)
 
 
 class Gate:
