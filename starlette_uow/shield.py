@@ -51,12 +51,15 @@ async def to_completion(
     last_resorts = _LastResorts([(terminate, timeout), (task.cancel, grace), (task.leave, GRACE)])
     cancelled: asyncio.CancelledError | None = None
     try:
-        with anyio.CancelScope(shield=True):
+        await task.run()
+    except asyncio.CancelledError as error:
+        cancelled = error
+        with anyio.CancelScope(shield=True):  # not before: it has a price
             while last_resorts.remain and not task.done():
                 try:
                     await task.run()
-                except asyncio.CancelledError as error:
-                    cancelled = error
+                except asyncio.CancelledError as again:
+                    cancelled = again
     finally:
         last_resorts.cancel()
     if not task.done():
@@ -95,13 +98,13 @@ class _LastResorts:
 
     def __init__(self, resorts: list[tuple[Callable[[], object], float]]) -> None:
         self.remain = resorts
-        self._call_later = asyncio.get_running_loop().call_later
-        self._timer = self._call_later(resorts[0][1], self._resort)
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(resorts[0][1], self._resort)
 
     def _resort(self) -> None:
         (resort, _), *self.remain = self.remain
         if self.remain:
-            self._timer = self._call_later(self.remain[0][1], self._resort)
+            self._timer = self._loop.call_later(self.remain[0][1], self._resort)
         resort()
 
     def cancel(self) -> None:
