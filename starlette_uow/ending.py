@@ -91,20 +91,17 @@ class Ending:
 
         A commit waits for the savepoints of other tasks; a rollback has no reason to.
         """
-        session = self._session
+        session, state = self._session, self._state
         try:
-            await session.gate.enter(first=True, over_holds=not self._commit)
+            if not session.gate.try_enter():
+                await session.gate.enter(first=True, over_holds=not self._commit)
         except asyncio.CancelledError as cancelled:
             # In time nobody gave the turn: the statement of a stray task does not end.
-            terminate(session.transaction_state.connections)
+            terminate(state.connections)
             self._error = cancelled
-        else:
-            await self._end_in_turn(session)
-        self._ended(self._outcome)
-
-    async def _end_in_turn(self, session: UnitSession) -> None:
+            self._ended(self._outcome)
+            return
         root_ended, session.root_ended = session.root_ended, _ignore
-        state = session.transaction_state
         state.wants_trace = self._resolve_unknown
         try:
             self._outcome, self._error = await greenlet_spawn(
@@ -119,6 +116,7 @@ class Ending:
             if self._reserved is not None:
                 session.gate.keep(self._reserved)  # nobody else comes in before the unit's close()
             session.gate.leave()
+        self._ended(self._outcome)
 
     async def _find_out(self, state: TransactionState) -> None:
         if state.trace is None:
