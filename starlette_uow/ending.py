@@ -101,7 +101,7 @@ class Ending:
             self._error = cancelled
             self._ended(self._outcome)
             return
-        root_ended, session.root_ended = session.root_ended, _ignore
+        session.is_being_ended = True
         state.wants_trace = self._resolve_unknown
         try:
             self._outcome, self._error = await greenlet_spawn(
@@ -110,7 +110,7 @@ class Ending:
             if self._outcome is Outcome.UNKNOWN and isinstance(self._error, Exception):
                 await self._find_out(state)
         finally:
-            session.root_ended = root_ended
+            session.is_being_ended = False
             # Of another task's savepoint that was rolled back over.
             session._trans_context_manager = None
             if self._reserved is not None:
@@ -195,7 +195,3 @@ def _discard_changes(session: UnitSession) -> None:
         session.expunge(instance)
     for instance in session.dirty:
         session.expire(instance)
-
-
-def _ignore(outcome: Outcome) -> None:
-    """The session's own word on the transaction: who ends it knows more."""

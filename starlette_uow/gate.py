@@ -278,7 +278,8 @@ class Gate:
     @staticmethod
     def _forget_ended() -> None:
         """Leave no hold in the caller's context that is over."""
-        _chain.set(tuple(h for h in _chain.get() if h.task is not None))
+        if chain := _chain.get():
+            _chain.set(tuple(h for h in chain if h.task is not None))
 
     def _alive(self) -> Iterator[Hold]:
         """The holds, the innermost first. One whose task is done is nobody's."""

@@ -26,7 +26,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -52,10 +52,12 @@ STOP_TIMEOUT = 5.0
 """Seconds for PostgreSQL to stop the last statement of a connection, and for that to close."""
 
 _log = logging.getLogger("starlette_uow")
-_guarded: weakref.WeakSet[Engine] = weakref.WeakSet()
 with_begin_recipe: weakref.WeakSet[Engine] = weakref.WeakSet()
 """SQLite engines whose transactions `create_engine()` begins."""
 
+
+GUARDED = "starlette_uow_guarded"
+"""Attribute of the dialect of an engine that has the guard; an engine has a dialect of its own."""
 
 STATE = "starlette_uow_state"
 """Attribute of what is watched: the state of the transaction."""
@@ -80,29 +82,18 @@ class TransactionState:
         watched: what reports on it.
     """
 
-    __slots__ = (
-        "commit_lost",
-        "commit_sent",
-        "committed",
-        "connections",
-        "doom",
-        "error",
-        "rolling_back",
-        "trace",
-        "wants_trace",
-        "watched",
-    )
+    # Defaults of the class: there is one with each transaction, and most set few of them.
+    error: tuple[BaseException, str | None] | None = None
+    commit_sent = False
+    commit_lost = False
+    committed = False
+    rolling_back = False
+    doom: Doom | None = None
+    wants_trace = False
+    trace: Trace | None = None
 
     def __init__(self) -> None:
         self.connections: list[Connection] = []
-        self.error: tuple[BaseException, str | None] | None = None
-        self.commit_sent = False
-        self.commit_lost = False
-        self.committed = False
-        self.rolling_back = False
-        self.doom: Doom | None = None
-        self.wants_trace = False
-        self.trace: Trace | None = None
         self.watched: list[Watched] = []
 
     @property
@@ -128,35 +119,49 @@ def guard(engine: AsyncEngine | Engine) -> None:
         NotAsyncError: the engine's driver is synchronous.
     """
     sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    dialect = sync_engine.dialect
+    if hasattr(dialect, GUARDED):
+        return
     while isinstance(sync_engine, OptionEngine):  # it has the listeners of the one below
         sync_engine = sync_engine._proxied
-    if sync_engine in _guarded:
-        return
-    if not sync_engine.dialect.is_async:
+    if not dialect.is_async:
         raise NotAsyncError(sync_engine)
-    _guarded.add(sync_engine)
+    setattr(dialect, GUARDED, True)
     if sync_engine.dialect.name == "sqlite":
         _guard_sqlite(sync_engine)  # first: a COMMIT counts as sent after the statements are closed
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
-    _call_before(sync_engine.dialect, "do_commit", _before_commit)
-    _call_before(sync_engine.dialect, "do_commit_twophase", _before_commit_prepared)
-    _call_before(sync_engine.dialect, "do_rollback", _before_rollback)
-    if sync_engine.dialect.driver == "asyncpg":
+    _guard_ends(dialect)
+    if dialect.driver == "asyncpg":
         event.listen(sync_engine, "invalidate", _close_asyncpg)
 
 
-def _call_before(dialect: Any, name: str, listener: Callable[..., None]) -> None:
-    """What an engine's event would do. But a single listener to those makes SQLAlchemy go through
-    all of them with every statement.
+def _guard_ends(dialect: Any) -> None:
+    """What events of the engine would do. But a single listener to those makes SQLAlchemy go
+    through all of them with every statement.
     """
-    method = getattr(dialect, name)
+    do_commit, do_rollback = dialect.do_commit, dialect.do_rollback
+    do_commit_twophase = dialect.do_commit_twophase
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        listener(*args, **kwargs)
-        return method(*args, **kwargs)
+    def commit(pooled: PoolProxiedConnection) -> None:
+        if (state := getattr(pooled, STATE, None)) is not None:
+            _before_commit(pooled, state)
+        do_commit(pooled)
 
-    setattr(dialect, name, call)
+    def commit_twophase(connection: Connection, *args: Any, **kwargs: Any) -> None:
+        if (state := getattr(connection, STATE, None)) is not None:
+            state.commit_sent = True
+        do_commit_twophase(connection, *args, **kwargs)
+
+    def rollback(pooled: PoolProxiedConnection) -> None:
+        # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it,
+        # which does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
+        if (state := getattr(pooled, STATE, None)) is not None:
+            state.rolling_back = True
+        do_rollback(pooled)
+
+    dialect.do_commit, dialect.do_rollback = commit, rollback
+    dialect.do_commit_twophase = commit_twophase
 
 
 def _guard_sqlite(engine: Engine) -> None:
@@ -186,11 +191,6 @@ def unwatch(state: TransactionState) -> None:
     """Forget a transaction that has ended."""
     while state.watched:
         vars(state.watched.pop()).pop(STATE, None)
-
-
-def _state_of(watched: Watched) -> TransactionState | None:
-    state: TransactionState | None = getattr(watched, STATE, None)
-    return state
 
 
 def _in_transaction(driver_connection: Any) -> bool:
@@ -316,9 +316,9 @@ def _close_completely(
 
 def _note_error(context: ExceptionContext) -> None:
     connection, error = context.connection, context.original_exception
-    state = None if connection is None else _state_of(connection)
-    if connection is None or state is None or isinstance(error, UnitDoomedError):
-        return
+    state: TransactionState | None = getattr(connection, STATE, None)
+    if connection is None or state is None or isinstance(error, SQLAlchemyError | UnitDoomedError):
+        return  # or it says only that the transaction is dead
     if state.error is None or _sqlstate(error) != IN_FAILED_SQL_TRANSACTION:
         state.error = (error, context.statement)
     if state.commit_sent and _is_lost(context):
@@ -350,10 +350,7 @@ def _rolled_back_by_itself(context: ExceptionContext) -> bool:
     )
 
 
-def _before_commit(pooled: PoolProxiedConnection) -> None:
-    state = _state_of(pooled)
-    if state is None:
-        return
+def _before_commit(pooled: PoolProxiedConnection, state: TransactionState) -> None:
     if state.doom is not None:
         raise UnitDoomedError(state.doom)  # the app commits the session by its own hand
     if state.wants_trace and state.is_traceable:
@@ -364,18 +361,6 @@ def _before_commit(pooled: PoolProxiedConnection) -> None:
     # became of the transaction is no secret.
     if not _is_closed(pooled.driver_connection):
         state.commit_sent = True
-
-
-def _before_commit_prepared(connection: Connection, *_: object, **__: object) -> None:
-    if (state := _state_of(connection)) is not None:
-        state.commit_sent = True
-
-
-def _before_rollback(pooled: PoolProxiedConnection) -> None:
-    # Where it fails the connection is in no known state. SQLAlchemy's pool would reset it, which
-    # does nothing after a ROLLBACK that asyncpg refused to send, and hand it to the next.
-    if (state := _state_of(pooled)) is not None:
-        state.rolling_back = True
 
 
 def _is_alive(connection: Connection) -> None:

@@ -8,10 +8,11 @@ So the turn is taken here, once, for `execute` as for lazy loads, `run_sync` and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 import anyio
 from sqlalchemy import event
@@ -21,17 +22,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 from sqlalchemy.orm.session import SessionTransactionState
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, immutabledict
 
 from starlette_uow.errors import SessionClassError, SessionDeadlockError
 from starlette_uow.gate import Chain, Gate, Hold
 from starlette_uow.guard import TransactionState, unwatch, watch
 from starlette_uow.policy import Outcome
-from starlette_uow.stream import Streams, enter_in_greenlet
+from starlette_uow.stream import Stream, enter_in_greenlet, take_turns
 
 _no_autoflush: ContextVar[tuple[Session, ...]] = ContextVar("no_autoflush", default=())
 
 ACTIVE = SessionTransactionState.ACTIVE
+COMMITTED = SessionTransactionState.COMMITTED
 
 OPERATIONS = (
     "begin_nested",
@@ -56,41 +58,52 @@ OPERATIONS = (
 """The methods of `Session` that may do I/O, besides those written out below."""
 
 
+class Owner(Protocol):
+    """What a session tells its unit."""
+
+    def root_ended(self, outcome: Outcome) -> None:
+        """A transaction (not a savepoint) was ended by the app itself."""
+
+    def savepoint_undone(self, undone: SessionTransaction) -> None:
+        """A savepoint was rolled back."""
+
+    def doomed(self, reason: str, error: Exception) -> None:
+        """Something was lost."""
+
+    def pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
+        """The pool of a bind gave no connection."""
+
+
 class UnitSession(Session):
     """The sync session of a unit. Made by `async_sessionmaker`, adopted by its unit.
 
     Attributes:
         gate: whose turn it is.
+        owner: is told what happens to the transactions.
         transaction_state: what is known about the transaction that is open.
         holds: the holds of the savepoints that are open.
         released: the savepoint that is being released just now.
-        root_ended: called when a transaction (not a savepoint) has ended, with its outcome.
+        is_being_ended: the owner ends the transaction, and knows more of it than this session.
         streams: the streaming results that were handed out.
-        doomed: called when something was lost, with a reason and the error.
-        savepoint_undone: called with each savepoint that was rolled back.
         engine_options: execution options for the engines this session draws from.
-        pool_timed_out: called with the error when the pool of a bind gave no connection.
     """
 
     gate: Gate
-    transaction_state: TransactionState
-    savepoint_undone: Callable[[SessionTransaction], None]
-    root_ended: Callable[[Outcome], None]
-    doomed: Callable[[str, Exception], None]
-    pool_timed_out: Callable[[PoolTimeoutError, Any], None]
+    owner: Owner
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.transaction_state = TransactionState()
-        self.engine_options: dict[str, Any] = {}
-        self.holds: dict[SessionTransaction, Hold] = {}
-        self.released: SessionTransaction | None = None
-        self._engines: dict[Engine, Engine] = {}
-        self._kept_back: list[_KeptBack] = []
-        self.streams = Streams()
+    # Defaults of the class: most sessions set none of them.
+    released: SessionTransaction | None = None
+    is_being_ended = False
+    streams: WeakSet[Stream] | None = None
+    engine_options: Mapping[str, Any] = immutabledict()
+    _engines: Mapping[Engine, Engine] = immutabledict()
+    _kept_back: list[_KeptBack] | None = None
 
-    def adopt(self, name: str, *, wait_timeout: float) -> None:
+    def adopt(self, owner: Owner, name: str, *, wait_timeout: float) -> None:
         """Become the session of a unit."""
+        self.owner = owner
+        self.transaction_state = TransactionState()
+        self.holds: dict[SessionTransaction, Hold] = {}
         self.gate = Gate(name, wait_timeout=wait_timeout)
         self.identity_map._modified = _Changed(self)
 
@@ -122,7 +135,10 @@ class UnitSession(Session):
             await_only(gate.enter())
         try:
             result = super()._execute_internal(*args, **kwargs)
-            self.streams.note(result, gate)
+            if (stream := take_turns(result, gate)) is not None:
+                if self.streams is None:
+                    self.streams = WeakSet()
+                self.streams.add(stream)
         finally:
             gate.leave()
         return result
@@ -142,13 +158,15 @@ class UnitSession(Session):
 
     def keep_back(self, state: InstanceState[Any], *, changed: bool) -> None:
         """Add an object, or what was changed of it, when nothing of another task's can undo it."""
+        if self._kept_back is None:
+            self._kept_back = []
         self._kept_back.append(_KeptBack(state, state.obj(), self.gate.chain(), changed))
         self.gate.when_free = self._apply_kept_back
 
     def changed_outside(self, savepoint: SessionTransaction) -> list[InstanceState[Any]]:
         """Objects that tasks outside of a savepoint changed meanwhile."""
         hold = self.holds.get(savepoint)
-        return [k.state for k in self._kept_back if k.changed and hold not in k.chain]
+        return [k.state for k in self._kept_back or () if k.changed and hold not in k.chain]
 
     def expunge_all(self) -> None:
         """Forget all objects."""
@@ -196,7 +214,7 @@ class UnitSession(Session):
                     super()._save_or_update_state(entry.state)
                 except Exception as error:
                     # Whoever gives the turn back just now has nothing to do with it.
-                    self.doomed("an object could not be added to the session", error)
+                    self.owner.doomed("an object could not be added to the session", error)
 
     def set_engine_options(self, options: dict[str, Any]) -> None:
         """Choose the options for the transactions that begin from now on."""
@@ -241,7 +259,10 @@ class UnitTransaction(SessionTransaction):
         self._in_turn(super().rollback, *args, **kwargs)
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().close, *args, **kwargs)
+        if self._state is COMMITTED:
+            super().close(*args, **kwargs)  # by commit(), which has the turn
+        else:
+            self._in_turn(super().close, *args, **kwargs)
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         # The one place where every operation takes its connection.
@@ -259,7 +280,7 @@ class UnitTransaction(SessionTransaction):
                 return super()._connection_for_bind(bind, execution_options)
         except PoolTimeoutError as error:
             if self.parent is None:  # a savepoint asks its parent
-                self.session.pool_timed_out(error, bind)
+                self.session.owner.pool_timed_out(error, bind)
             raise
 
     def _takes_it_from(self, bind: Any) -> bool:
@@ -312,7 +333,7 @@ class UnitTransaction(SessionTransaction):
         try:
             return await_only(gate.enter(inside=self.session.holds.get(self), patient=True))
         except SessionDeadlockError as error:
-            self.session.doomed("a savepoint could not be ended", error)
+            self.session.owner.doomed("a savepoint could not be ended", error)
             raise
 
 
@@ -327,7 +348,8 @@ class _Binding(UnitSession):
         if not self.engine_options or not isinstance(bind, Engine):
             return bind
         if bind not in self._engines:
-            self._engines[bind] = bind.execution_options(**self.engine_options)
+            chosen = bind.execution_options(**self.engine_options)
+            self._engines = {**self._engines, bind: chosen}
         return self._engines[bind]
 
 
@@ -377,14 +399,15 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
     if transaction.nested:
         # Not "after_soft_rollback": a savepoint whose flush failed is only closed.
         if transaction is not session.released:
-            session.savepoint_undone(transaction)
+            session.owner.savepoint_undone(transaction)
         session.released = None
         if (hold := session.holds.pop(transaction, None)) is not None:
             session.gate.release(hold)
     elif transaction.parent is None:
         ended, session.transaction_state = session.transaction_state, TransactionState()
         unwatch(ended)
-        session.root_ended(ended.outcome)
+        if not session.is_being_ended:
+            session.owner.root_ended(ended.outcome)
 
 
 def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitSession]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -51,15 +52,19 @@ async def to_completion(
     last_resorts = _LastResorts([(terminate, timeout), (task.cancel, grace), (task.leave, GRACE)])
     cancelled: asyncio.CancelledError | None = None
     try:
-        await task.run()
-    except asyncio.CancelledError as error:
-        cancelled = error
-        with anyio.CancelScope(shield=True):  # not before: it has a price
-            while last_resorts.remain and not task.done():
-                try:
-                    await task.run()
-                except asyncio.CancelledError as again:
-                    cancelled = again
+        try:
+            await task.run()
+        except asyncio.CancelledError as first:
+            cancelled = None if _comes_again(first) else first
+        if not task.done():
+            # Not before, because it has a price, and not above, because anyio takes a cancellation
+            # in the context of its own for its own.
+            with anyio.CancelScope(shield=True):
+                while last_resorts.remain and not task.done():
+                    try:
+                        await task.run()
+                    except asyncio.CancelledError as error:
+                        cancelled = error
     finally:
         last_resorts.cancel()
     if not task.done():
@@ -74,6 +79,11 @@ async def to_completion(
         # The caller is cancelled and will hear nothing else.
         _log.error("What a cancelled task had to complete has failed.", exc_info=failed)
     raise cancelled
+
+
+def _comes_again(cancelled: asyncio.CancelledError) -> bool:
+    """Whether it is of a cancelled scope of anyio, which cancels whatever is awaited next, too."""
+    return "cancel scope" in str(cancelled) and anyio.current_effective_deadline() == -math.inf
 
 
 _given_up: set[asyncio.Task[None]] = set()

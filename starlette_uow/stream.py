@@ -9,7 +9,6 @@ notes when the cursor is closed.
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,37 +34,28 @@ class Stream:
         self.is_open = True
 
 
-class Streams:
-    """The streaming results of a session."""
+def take_turns(result: object, gate: Gate) -> Stream | None:
+    """Fetch the rows of a result in turn from now on, if it has a cursor on the server.
 
-    _streams: weakref.WeakSet[Stream] | None = None
-
-    def note(self, result: object, gate: Gate) -> None:
-        """Fetch the rows of a result in turn from now on, if it has a cursor on the server.
-
-        All others have been fetched, and may be read outside of SQLAlchemy's greenlet. Their cursor
-        is closed now, by the caller who has the turn: SQLite waits for that, and if it is
-        cancelled then, SQLAlchemy takes the connection away from whoever uses it.
-        """
-        if not isinstance(result, Result):
-            return  # of scalar(): an object whose attributes may be anything
-        cursor_result: Any = getattr(result, "raw", result)
-        if not isinstance(cursor_result, CursorResult) or cursor_result._soft_closed:
-            return
-        if not cursor_result.context._is_server_side:
-            if getattr(cursor_result.cursor, "_awaitable_cursor_close", False):
-                await_only(cursor_result.cursor._async_soft_close())
-        elif not isinstance(cursor_result, _InTurn):  # or a listener has executed it
-            cls: Any = cursor_result.__class__
-            cursor_result.__class__ = _in_turn(cls)
-            cursor_result.__dict__["_stream"] = stream = Stream(gate)
-            if self._streams is None:
-                self._streams = weakref.WeakSet()
-            self._streams.add(stream)
-
-    def any_open(self) -> bool:
-        """Whether a result that somebody still holds has rows left to read."""
-        return self._streams is not None and any(stream.is_open for stream in self._streams)
+    All others have been fetched, and may be read outside of SQLAlchemy's greenlet. Their cursor
+    is closed now, by the caller who has the turn: SQLite waits for that, and if it is
+    cancelled then, SQLAlchemy takes the connection away from whoever uses it.
+    """
+    if not isinstance(result, Result):
+        return None  # of scalar(): an object whose attributes may be anything
+    cursor_result: Any = getattr(result, "raw", result)
+    if not isinstance(cursor_result, CursorResult) or cursor_result._soft_closed:
+        return None
+    if not cursor_result.context._is_server_side:
+        if getattr(cursor_result.cursor, "_awaitable_cursor_close", False):
+            await_only(cursor_result.cursor._async_soft_close())
+        return None
+    if isinstance(cursor_result, _InTurn):
+        return None  # a listener has executed it
+    cls: Any = cursor_result.__class__
+    cursor_result.__class__ = _in_turn(cls)
+    cursor_result.__dict__["_stream"] = stream = Stream(gate)
+    return stream
 
 
 @functools.cache

@@ -113,15 +113,12 @@ class Unit:
         if self._session is None:
             session = self._terms.factory()
             sync_session = cast(UnitSession, session.sync_session)
-            sync_session.adopt(self.name, wait_timeout=self._terms.wait_timeout)
-            sync_session.root_ended = self._root_ended
-            sync_session.savepoint_undone = self._savepoint_undone
-            sync_session.doomed = self._doomed
-            sync_session.pool_timed_out = self._pool_timed_out
-            sync_session.transaction_state.doom = self._doom
+            sync_session.adopt(self, self.name, wait_timeout=self._terms.wait_timeout)
             if self.options:
                 sync_session.set_engine_options(self.options)
             self._session, self._sync_session = session, sync_session
+            if self._dooms:
+                self._show_doom()
         return self._session
 
     def check_usable(self) -> None:
@@ -165,7 +162,9 @@ class Unit:
     def is_streaming(self) -> bool:
         """Whether a streaming result of the session has rows left to read."""
         session = self._sync_session
-        return session is not None and session.streams.any_open()
+        if session is None or session.streams is None:
+            return False
+        return any(stream.is_open for stream in session.streams)
 
     @property
     def operations(self) -> int:
@@ -317,7 +316,7 @@ class Unit:
             due = [c.callback for c in callbacks if c.outcome is outcome]
             self._due = (self._due or []) + due
 
-    def _root_ended(self, outcome: Outcome) -> None:
+    def root_ended(self, outcome: Outcome) -> None:
         """The app itself committed, rolled back or closed the session."""
         self._dooms = None
         self._ended(outcome)
@@ -344,17 +343,17 @@ class Unit:
         if (session := self._sync_session) is not None:
             session.transaction_state.doom = self._doom
 
-    def _savepoint_undone(self, undone: SessionTransaction) -> None:
+    def savepoint_undone(self, undone: SessionTransaction) -> None:
         if self._callbacks:
             self._callbacks = [c for c in self._callbacks if not _inside(c.savepoint, undone)]
         if self._dooms:
             self._dooms = [d for d in self._dooms if not _inside(d[1], undone)] or None
             self._show_doom()
 
-    def _doomed(self, reason: str, error: Exception) -> None:
+    def doomed(self, reason: str, error: Exception) -> None:
         self.doom(Doom(f"{reason}: {error}", cause=error))
 
-    def _pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
+    def pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
         """The pool is used up. Say so if that is by units that wait for this one."""
         pool = bind.engine.pool
         holders = [unit.name for unit in self._terms.around() if unit.holds_connection_of(pool)]

@@ -145,6 +145,46 @@ async def test_cancellation_beside_what_the_work_waits_for(moment: str) -> None:
     assert gate.passed is (moment != "before")
 
 
+@pytest.mark.parametrize("first", ["scope", "task"])
+async def test_task_and_its_scope_cancelled(first: str) -> None:
+    """A scope of anyio cancels again whatever is awaited next. A task is cancelled but once."""
+    gate, scope = Gate(), anyio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            assert await completed(gate.pass_through) == "passed"
+        await asyncio.sleep(10)
+
+    task = asyncio.create_task(run())
+    await gate.reached.wait()
+    cancels = [scope.cancel, task.cancel]
+    for cancel in cancels if first == "scope" else reversed(cancels):
+        cancel()
+        await asyncio.wait([task], timeout=0.001)
+    gate.open.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(1):
+            await task
+
+    assert task.cancelled()
+    assert gate.passed
+
+
+async def test_scope_that_is_cancelled_meanwhile() -> None:
+    """What was completed is handed over: the scope's cancellation comes with the next await."""
+    gate = Gate()
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_soon(scope.cancel)
+        asyncio.get_running_loop().call_later(0.001, gate.open.set)
+
+        assert await completed(gate.pass_through) == "passed"
+
+        await asyncio.sleep(10)
+
+    assert scope.cancelled_caught
+
+
 async def test_work_that_cancels_its_caller() -> None:
     caller = asyncio.create_task(completed(lambda: work()))
 
