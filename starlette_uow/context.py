@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette_uow.errors import NoUnitError
 from starlette_uow.gate import check_loop
@@ -59,8 +59,7 @@ class Frame:
 class RequestFrame(Frame):
     """The entry of a request, whose unit is opened when somebody asks for it.
 
-    Attributes:
-        name: of the unit.
+    It is kept small: a connection that is opened in the request keeps the request's context.
     """
 
     opened: Unit | None = None
@@ -69,13 +68,21 @@ class RequestFrame(Frame):
     absence = None
     _is_over = False
 
-    def __init__(self, uow: UnitOfWork, outer: Frame | None, owner: object, name: str) -> None:
+    def __init__(
+        self, uow: UnitOfWork, outer: Frame | None, owner: object, scope: Mapping[str, Any]
+    ) -> None:
         self.uow = uow
         self.outer = outer
         self.owner = owner
-        self.name = name
+        self._method = scope.get("method", "websocket")
+        self._path = scope["path"]
         self._loop = asyncio.get_running_loop()
         uow._units.add(self)
+
+    @property
+    def name(self) -> str:
+        """Of the unit."""
+        return f"{self._method} {self._path}"
 
     @property
     def unit(self) -> Unit:
@@ -92,11 +99,15 @@ class RequestFrame(Frame):
                 self.opened.close()
         return self.opened
 
+    def forgo(self) -> None:
+        """Refuse every later use, where nobody has asked for the unit."""
+        self._is_over = True
+        self.uow._release(self)
+
     async def finish(self, *, commit: bool) -> None:
         """End the unit, and refuse every later use. Raises as `Unit.finish` does."""
         if self.opened is None:
-            self._is_over = True
-            self.uow._release(self)
+            self.forgo()
         else:
             await self.opened.finish(commit=commit)
 

@@ -156,20 +156,16 @@ class UnitOfWorkMiddleware:
         if self._exclude and self._is_excluded(scope):
             absence = _excluded(scope["path"])
             frame = Frame(self.uow, None, outer, owner=here, absence=absence)
-            responder: _Http | _WebSocket | None = None
+            serving = self.app(scope, receive, send)
         else:
-            name = f"{scope.get('method', 'websocket')} {scope['path']}"
-            frame = request = RequestFrame(self.uow, outer, here, name)
+            frame = RequestFrame(self.uow, outer, here, scope)
             respond = _Http if kind == "http" else _WebSocket
-            responder = respond(self.app, request, scope, receive, send, self._commit_when)
+            serving = respond(self.app, frame, scope, receive, send, self._commit_when).serve()
         before = current_frame.get()
         scope[FRAME] = frame
         current_frame.set(frame)
         try:
-            if responder is None:
-                await self.app(scope, receive, send)
-            else:
-                await responder.serve()
+            await serving
         finally:
             # Set, never reset by token: the app may have been left in a copied context.
             current_frame.set(before)
@@ -244,38 +240,40 @@ class _Http(_Responder):
     async def serve(self) -> None:
         outer_app = self.scope.get("app")  # the app below will put itself there
         try:
-            await self.serve_app(self.app)
+            try:
+                await self.app(self.scope, self.receive_and_note, self.send_after_commit)
+                if self.held and _is_last(self.held[-1]):
+                    await self.end_body()
+            except Exception:
+                # Whatever the app made of _RefusedError, what refused the answer matters.
+                if self.refused is None:
+                    raise
             if self.refused is not None:
                 await self.answer_refusal(self.refused, outer_app)
+            elif not self.complete and self.frame.opened is not None:
+                # The app forgot to answer, or its client left halfway.
+                await self.unit.settle(commit=False)
         except BaseException:
             # BaseException: the unit of a cancelled request has to end as well.
             await self.frame.finish(commit=False)
             raise
-        await self.frame.finish(commit=True)  # what the background tasks did
-
-    async def serve_app(self, app: ASGIApp) -> None:
-        """Run an app. When it returns, its answer is passed, or refused, or was incomplete."""
-        try:
-            await app(self.scope, self.receive_and_note, self.send_after_commit)
-            if self.held and _is_last(self.held[-1]):
-                await self.end_body()
-        except Exception:
-            # Whatever the app made of _RefusedError, what refused the answer matters.
-            if self.refused is None:
-                raise
-        if not self.complete and self.refused is None and self.frame.opened is not None:
-            # The app forgot to answer, or its client left halfway.
-            await self.unit.settle(commit=False)
+        if self.frame.opened is None:
+            self.frame.forgo()
+        else:
+            await self.frame.opened.finish(commit=True)  # what the background tasks did
 
     def send_after_commit(self, message: Message) -> Awaitable[None]:
         # Not a coroutine function: the answer of a page without database costs none.
         if message["type"] == "http.response.start":
             self.commit = wants_commit(message["status"], self.scope, self.commit_when)
         unit = self.frame.opened
-        if (unit is None or unit.is_idle) and not self.held and self.refused is None:
-            self.note(message)
-            return self.send(message)
-        return self.settle_and_send(message)
+        if self.held or self.refused is not None or not (unit is None or unit.is_idle):
+            return self.settle_and_send(message)
+        if message["type"] == "http.response.start":
+            self.passed = True
+        elif _is_last(message):
+            self.complete = True
+        return self.send(message)
 
     async def settle_and_send(self, message: Message) -> None:
         if self.refused is not None:
@@ -326,14 +324,9 @@ class _Http(_Responder):
     async def pass_held(self) -> None:
         held, self.held = self.held, ()
         for message in held:
-            self.note(message)
+            self.passed = self.passed or message["type"] == "http.response.start"
+            self.complete = self.complete or _is_last(message)
             await self.send(message)
-
-    def note(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.passed = True
-        elif _is_last(message):
-            self.complete = True
 
     async def answer_refusal(self, error: Exception, outer_app: Any) -> None:
         """Answer with what the app's handlers make of `error`, outside the failed transaction."""
@@ -347,10 +340,16 @@ class _Http(_Responder):
             response = await run_in_threadpool(handler, request, error)
         if response is None:
             raise error
-        answer = _Http(response, self.frame, self.scope, self.receive, self.send, self.commit_when)
-        await answer.serve_app(response)
-        if answer.refused is not None:
-            raise answer.refused
+        rule = self.commit_when
+        await _Refusal(response, self.frame, self.scope, self.receive, self.send, rule).serve()
+
+
+class _Refusal(_Http):
+    """The answer to what refused the app's own."""
+
+    async def answer_refusal(self, error: Exception, outer_app: Any) -> None:
+        """It is refused itself."""
+        raise error
 
 
 class _WebSocket(_Responder):
