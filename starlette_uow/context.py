@@ -134,7 +134,7 @@ def current_unit(uow: UnitOfWork | None) -> Unit:
     Raises:
         NoUnitError: there is none; the message says what is missing.
     """
-    frame = frame_of(uow)
+    frame = current_frame.get() if uow is None else frame_of(uow)
     if frame is None:
         raise NoUnitError.nowhere(uow, served=bool(_served) if uow is None else uow in _served)
     if (unit := frame.unit) is None:

@@ -70,9 +70,9 @@ class Ending:
         except asyncio.CancelledError:
             if self._error is not None:
                 # The caller is cancelled, and will hear nothing else.
-                _log.error(_ENDED, self._name, self._outcome.value, exc_info=self._error)
+                _log.error(_ENDED, self._name, self._outcome, exc_info=self._error)
             raise
-        _log.debug(_ENDED, self._name, self._outcome.value)
+        _log.debug(_ENDED, self._name, self._outcome)
         error = self._error
         if self._outcome is Outcome.UNKNOWN and self._commit:
             error = CommitOutcomeUnknownError(self._name)

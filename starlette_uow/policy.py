@@ -18,6 +18,9 @@ class Outcome(enum.Enum):
     ROLLED_BACK = "rolled back"
     UNKNOWN = "unknown"
 
+    def __str__(self) -> str:
+        return str(self.value)
+
 
 class Decision(enum.Enum):
     """What to do with a transaction. `REFUSE`: roll back, and tell who wanted the commit."""

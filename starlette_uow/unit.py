@@ -381,7 +381,7 @@ class Unit:
 
 
 def _ended_error(name: str, outcome: Outcome | None) -> UnitEndedError:
-    return UnitEndedError(name, "it used no database" if outcome is None else outcome.value)
+    return UnitEndedError(name, "it used no database" if outcome is None else str(outcome))
 
 
 def _inside(savepoint: SessionTransaction | None, other: SessionTransaction) -> bool:
