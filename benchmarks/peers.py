@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -96,6 +97,51 @@ class HandWrittenMiddleware:
 
     async def run(self, request: Request, work: Work[T]) -> T:
         return await work(request.state.session)
+
+
+class TheLeast:
+    """What any middleware has to do that commits before the answer, and nothing that protects it.
+
+    The difference to `Ours` is the price of what is promised beyond that.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.sessions = async_sessionmaker(engine, expire_on_commit=False)
+        self.session: ContextVar[list[AsyncSession]] = ContextVar("session")
+
+    def install(self, app: Starlette) -> None:
+        app.add_middleware(CommitBeforeAnswer, variable=self.session)
+
+    async def run(self, request: Request, work: Work[T]) -> T:
+        sessions = self.session.get()
+        if not sessions:
+            sessions.append(self.sessions())
+        return await work(sessions[0])
+
+
+class CommitBeforeAnswer:
+    """The middleware of `TheLeast`. Its commits and rollbacks can be cancelled, for example."""
+
+    def __init__(self, app: Any, variable: ContextVar[list[AsyncSession]]) -> None:
+        self.app = app
+        self.variable = variable
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Commit an answer below 400, and roll everything else back."""
+        sessions: list[AsyncSession] = []
+
+        async def send_after_commit(message: Any) -> None:
+            if sessions and message["type"] == "http.response.start" and message["status"] < 400:
+                await sessions[0].commit()
+            await send(message)
+
+        before = self.variable.set(sessions)
+        try:
+            await self.app(scope, receive, send_after_commit)
+        finally:
+            self.variable.reset(before)
+            if sessions and sessions[0].in_transaction():
+                await sessions[0].close()
 
 
 class ContextAsyncSQLAlchemy:
@@ -236,6 +282,7 @@ PEERS: dict[str, Callable[[AsyncEngine], Peer]] = {
     "hand-written": HandWritten,
     "hand-written dependency": HandWrittenDependency,
     "hand-written middleware": HandWrittenMiddleware,
+    "the least, unprotected": TheLeast,
     "context-async-sqlalchemy (ASGI)": ContextAsyncSQLAlchemy,
     "context-async-sqlalchemy (Starlette)": ContextAsyncSQLAlchemyStarlette,
     "fastapi-async-sqlalchemy": FastAPIAsyncSQLAlchemy,

@@ -121,11 +121,25 @@ async def test_foreign_engine_gets_the_guard(
 async def test_guard_is_attached_once(database: Database) -> None:
     """Doing it again changes nothing."""
     engine = create_engine(database.url)
-    before = len(engine.sync_engine.dispatch.commit)
+
+    def attached() -> list[object]:
+        dialect, pool = engine.dialect, engine.sync_engine.pool
+        return [dialect.do_commit, dialect.do_rollback, len(pool.dispatch.checkin)]
+
+    before = attached()
     guard(engine)
     guard(engine.sync_engine)
+    guard(engine.execution_options(schema_translate_map=None))
 
-    assert len(engine.sync_engine.dispatch.commit) == before
+    assert attached() == before
+
+
+async def test_guard_costs_no_statement_anything(postgres_url: str) -> None:
+    """With one listener on an engine SQLAlchemy goes through its events with every statement."""
+    for engine in (create_engine(postgres_url), create_async_engine(postgres_url)):
+        UnitOfWork(engine)
+
+        assert not engine.sync_engine._has_events
 
 
 async def test_units_with_options_attach_nothing(

@@ -499,6 +499,31 @@ async def test_refused_commit_is_answered_by_the_apps_handler(
     assert exchange.error is None
 
 
+async def test_refused_commit_after_early_hints_is_answered_by_the_apps_handler(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """What a server is told before the answer is no answer yet
+    (https://asgi.readthedocs.io/en/latest/extensions.html#early-hints).
+    """
+
+    async def conflict(request: Request, exc: Exception) -> Response:
+        return JSONResponse({"error": type(exc).__name__}, 409)
+
+    async def endpoint(request: Request) -> Response:
+        await write("a")
+        await violate_deferred_constraint()
+        await request._send({"type": "http.response.early_hint", "links": []})
+        return PlainTextResponse("answer", 201)
+
+    exchange = Exchange(make_app(uow, endpoint, 0, {IntegrityError: conflict}), database.observer)
+    kinds: list[str] = []
+    exchange.on_message = lambda message: kinds.append(message["type"])
+    await exchange.run()
+
+    assert kinds == ["http.response.early_hint", "http.response.start", "http.response.body"]
+    assert exchange.events == answer(409, '{"error":"IntegrityError"}', [], 0)
+
+
 async def test_synchronous_handler_of_a_refused_commit_runs_in_a_thread(
     uow: UnitOfWork, database: Database
 ) -> None:
