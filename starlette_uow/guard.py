@@ -1,4 +1,4 @@
-"""The guard that every engine of a unit gets: a few listeners, attached once per engine.
+"""The guard that every engine of a unit gets, once: a few listeners, and a word before the ends.
 
 - a connection that comes back to the pool inside a transaction is discarded, whoever put it
   there;
