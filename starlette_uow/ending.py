@@ -91,17 +91,19 @@ class Ending:
 
         A commit waits for the savepoints of other tasks; a rollback has no reason to.
         """
-        session, state = self._session, self._state
+        session = self._session
         try:
             if not session.gate.try_enter():
                 await session.gate.enter(first=True, over_holds=not self._commit)
         except asyncio.CancelledError as cancelled:
             # In time nobody gave the turn: the statement of a stray task does not end.
-            terminate(state.connections)
+            terminate(session.transaction_state.connections)
             self._error = cancelled
             self._ended(self._outcome)
             return
         session.is_being_ended = True
+        # Not before the turn: meanwhile the app may have committed, and begun another transaction.
+        state = self._state = session.transaction_state
         state.wants_trace = self._resolve_unknown
         try:
             self._outcome, self._error = await greenlet_spawn(

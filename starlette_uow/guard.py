@@ -128,7 +128,7 @@ def guard(engine: AsyncEngine | Engine) -> None:
         raise NotAsyncError(sync_engine)
     setattr(dialect, GUARDED, True)
     if sync_engine.dialect.name == "sqlite":
-        _guard_sqlite(sync_engine)  # first: a COMMIT counts as sent after the statements are closed
+        _guard_sqlite(sync_engine)
     event.listen(sync_engine, "checkin", _discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
     _guard_ends(dialect)
@@ -138,13 +138,16 @@ def guard(engine: AsyncEngine | Engine) -> None:
 
 def _guard_ends(dialect: Any) -> None:
     """What events of the engine would do. But a single listener to those makes SQLAlchemy go
-    through all of them with every statement.
+    through all of them with every statement. What is refused here is an error of the connection to
+    SQLAlchemy, so `handle_error` listeners of the app see it, too.
     """
     do_commit, do_rollback = dialect.do_commit, dialect.do_rollback
     do_commit_twophase = dialect.do_commit_twophase
 
     def commit(pooled: PoolProxiedConnection) -> None:
-        if (state := getattr(pooled, STATE, None)) is not None:
+        state: TransactionState | None = getattr(pooled, STATE, None)
+        # The pool may end what is over once more (`pool_reset_on_return="commit"`).
+        if state is not None and not (state.committed or state.rolling_back):
             _before_commit(pooled, state)
         do_commit(pooled)
 

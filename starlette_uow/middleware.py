@@ -156,16 +156,19 @@ class UnitOfWorkMiddleware:
         if self._exclude and self._is_excluded(scope):
             absence = _excluded(scope["path"])
             frame = Frame(self.uow, None, outer, owner=here, absence=absence)
-            serving = self.app(scope, receive, send)
+            responder: _Http | _WebSocket | None = None
         else:
-            frame = RequestFrame(self.uow, outer, here, scope)
+            frame = request = RequestFrame(self.uow, outer, here, scope)
             respond = _Http if kind == "http" else _WebSocket
-            serving = respond(self.app, frame, scope, receive, send, self._commit_when).serve()
+            responder = respond(self.app, request, scope, receive, send, self._commit_when)
         before = current_frame.get()
         scope[FRAME] = frame
         current_frame.set(frame)
         try:
-            await serving
+            if responder is None:
+                await self.app(scope, receive, send)
+            else:
+                await responder.serve()
         finally:
             # Set, never reset by token: the app may have been left in a copied context.
             current_frame.set(before)

@@ -79,7 +79,6 @@ class UnitSession(Session):
 
     Attributes:
         gate: whose turn it is.
-        owner: is told what happens to the transactions.
         transaction_state: what is known about the transaction that is open.
         holds: the holds of the savepoints that are open.
         released: the savepoint that is being released just now.
@@ -89,7 +88,7 @@ class UnitSession(Session):
     """
 
     gate: Gate
-    owner: Owner
+    _uow_owner: Owner
 
     # Defaults of the class: most sessions set none of them.
     released: SessionTransaction | None = None
@@ -101,7 +100,7 @@ class UnitSession(Session):
 
     def adopt(self, owner: Owner, name: str, *, wait_timeout: float) -> None:
         """Become the session of a unit."""
-        self.owner = owner
+        self._uow_owner = owner
         self.transaction_state = TransactionState()
         self.holds: dict[SessionTransaction, Hold] = {}
         self.gate = Gate(name, wait_timeout=wait_timeout)
@@ -214,7 +213,7 @@ class UnitSession(Session):
                     super()._save_or_update_state(entry.state)
                 except Exception as error:
                     # Whoever gives the turn back just now has nothing to do with it.
-                    self.owner.doomed("an object could not be added to the session", error)
+                    self._uow_owner.doomed("an object could not be added to the session", error)
 
     def set_engine_options(self, options: dict[str, Any]) -> None:
         """Choose the options for the transactions that begin from now on."""
@@ -280,7 +279,7 @@ class UnitTransaction(SessionTransaction):
                 return super()._connection_for_bind(bind, execution_options)
         except PoolTimeoutError as error:
             if self.parent is None:  # a savepoint asks its parent
-                self.session.owner.pool_timed_out(error, bind)
+                self.session._uow_owner.pool_timed_out(error, bind)
             raise
 
     def _takes_it_from(self, bind: Any) -> bool:
@@ -333,7 +332,7 @@ class UnitTransaction(SessionTransaction):
         try:
             return await_only(gate.enter(inside=self.session.holds.get(self), patient=True))
         except SessionDeadlockError as error:
-            self.session.owner.doomed("a savepoint could not be ended", error)
+            self.session._uow_owner.doomed("a savepoint could not be ended", error)
             raise
 
 
@@ -399,7 +398,7 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
     if transaction.nested:
         # Not "after_soft_rollback": a savepoint whose flush failed is only closed.
         if transaction is not session.released:
-            session.owner.savepoint_undone(transaction)
+            session._uow_owner.savepoint_undone(transaction)
         session.released = None
         if (hold := session.holds.pop(transaction, None)) is not None:
             session.gate.release(hold)
@@ -407,7 +406,7 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
         ended, session.transaction_state = session.transaction_state, TransactionState()
         unwatch(ended)
         if not session.is_being_ended:
-            session.owner.root_ended(ended.outcome)
+            session._uow_owner.root_ended(ended.outcome)
 
 
 def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitSession]:

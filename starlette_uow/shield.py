@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import anyio
 
 from starlette_uow.inline import InlineTask
+
+try:
+    from anyio._backends._asyncio import _task_states
+except ImportError:  # its name for the scopes of tasks; a later anyio may have another
+    _task_states = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -52,19 +57,12 @@ async def to_completion(
     last_resorts = _LastResorts([(terminate, timeout), (task.cancel, grace), (task.leave, GRACE)])
     cancelled: asyncio.CancelledError | None = None
     try:
-        try:
-            await task.run()
-        except asyncio.CancelledError as first:
-            cancelled = None if _comes_again(first) else first
-        if not task.done():
-            # Not before, because it has a price, and not above, because anyio takes a cancellation
-            # in the context of its own for its own.
-            with anyio.CancelScope(shield=True):
-                while last_resorts.remain and not task.done():
-                    try:
-                        await task.run()
-                    except asyncio.CancelledError as error:
-                        cancelled = error
+        with anyio.CancelScope(shield=True) if _is_in_scope() else nullcontext():
+            while last_resorts.remain and not task.done():
+                try:
+                    await task.run()
+                except asyncio.CancelledError as error:
+                    cancelled = error
     finally:
         last_resorts.cancel()
     if not task.done():
@@ -81,9 +79,13 @@ async def to_completion(
     raise cancelled
 
 
-def _comes_again(cancelled: asyncio.CancelledError) -> bool:
-    """Whether it is of a cancelled scope of anyio, which cancels whatever is awaited next, too."""
-    return "cancel scope" in str(cancelled) and anyio.current_effective_deadline() == -math.inf
+def _is_in_scope() -> bool:
+    """Whether anyio may cancel the current task. A shield costs more than to ask."""
+    task = asyncio.current_task()
+    if _task_states is None or task is None:
+        return True
+    state = _task_states.get(task)
+    return state is not None and state.cancel_scope is not None
 
 
 _given_up: set[asyncio.Task[None]] = set()

@@ -134,6 +134,23 @@ async def test_guard_is_attached_once(database: Database) -> None:
     assert attached() == before
 
 
+async def test_pool_that_commits_what_comes_back(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It finds nothing to commit, and nobody who objects."""
+    engine = create_engine(database.url, pool_reset_on_return="commit")
+    uow = UnitOfWork(engine)
+
+    async with uow:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+        uow.doom()
+
+    assert await database.observer.names() == []
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+    await engine.dispose()
+
+
 async def test_guard_costs_no_statement_anything(postgres_url: str) -> None:
     """With one listener on an engine SQLAlchemy goes through its events with every statement."""
     for engine in (create_engine(postgres_url), create_async_engine(postgres_url)):

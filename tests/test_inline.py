@@ -12,6 +12,7 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
+from starlette_uow import shield
 from starlette_uow.inline import InlineTask
 from starlette_uow.shield import to_completion
 
@@ -171,8 +172,53 @@ async def test_task_and_its_scope_cancelled(first: str) -> None:
     assert gate.passed
 
 
-async def test_scope_that_is_cancelled_meanwhile() -> None:
-    """What was completed is handed over: the scope's cancellation comes with the next await."""
+async def test_task_and_its_scope_cancelled_at_once() -> None:
+    """The task is cancelled, although what is awaited last is inside the scope."""
+    gate, scope = Gate(), anyio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            await completed(gate.pass_through)
+
+    task = asyncio.create_task(run())
+    await gate.reached.wait()
+    task.cancel()
+    scope.cancel()
+    await asyncio.wait([task], timeout=0.001)
+    gate.open.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert gate.passed
+
+
+async def test_time_limit_in_a_cancelled_scope() -> None:
+    """It is told as what it is."""
+    gate = Gate()
+
+    async def run() -> None:
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().call_later(0.001, scope.cancel)
+            asyncio.get_running_loop().call_later(0.02, gate.open.set)
+            async with asyncio.timeout(0.01):
+                await completed(gate.pass_through)
+
+    with pytest.raises(TimeoutError):
+        await run()
+
+    assert gate.passed
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_scope_that_is_cancelled_meanwhile(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was completed is handed over: the scope's cancellation comes with the next await.
+
+    So it is where a later anyio has another name for the scopes of its tasks.
+    """
+    if not known:
+        monkeypatch.setattr(shield, "_task_states", None)
     gate = Gate()
     with anyio.CancelScope() as scope:
         asyncio.get_running_loop().call_soon(scope.cancel)
