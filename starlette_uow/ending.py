@@ -13,11 +13,12 @@ from sqlalchemy.util import greenlet_spawn
 
 from starlette_uow.errors import CommitOutcomeUnknownError, EndTimeoutError
 from starlette_uow.gate import Hold
-from starlette_uow.guard import TransactionState, why_aborted
+from starlette_uow.guard import why_aborted
 from starlette_uow.policy import Outcome
 from starlette_uow.resolving import find_out
 from starlette_uow.session import UnitSession
 from starlette_uow.shield import GRACE, to_completion
+from starlette_uow.state import TransactionState
 
 _ENDED = "The transaction of %s: %s."
 

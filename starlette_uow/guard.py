@@ -16,10 +16,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import event
@@ -29,13 +28,17 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
-from sqlalchemy.util import await_only, greenlet_spawn
-from sqlalchemy.util.concurrency import in_greenlet
 
+from starlette_uow.drivers import (
+    close_asyncpg,
+    is_closed,
+    is_in_transaction,
+    open_and_close_completely,
+)
 from starlette_uow.errors import NotAsyncError, UnitDoomedError
-from starlette_uow.policy import Doom, Outcome
-from starlette_uow.resolving import Trace, take_trace
-from starlette_uow.shield import to_completion
+from starlette_uow.policy import Doom
+from starlette_uow.resolving import take_trace
+from starlette_uow.state import STATE, TransactionState
 
 T = TypeVar("T")
 
@@ -45,71 +48,13 @@ IN_FAILED_SQL_TRANSACTION = "25P02"
 CURSORS = "starlette_uow_cursors"
 """Key in the info of an SQLite connection: the streaming cursors of its transaction."""
 
-CLOSE_TIMEOUT = 30.0
-"""Seconds for an SQLite connection to finish its last statement and close."""
-
-STOP_TIMEOUT = 5.0
-"""Seconds for PostgreSQL to stop the last statement of a connection, and for that to close."""
-
-_log = logging.getLogger("starlette_uow")
 with_begin_recipe: weakref.WeakSet[Engine] = weakref.WeakSet()
 """SQLite engines whose transactions `create_engine()` begins."""
-
 
 GUARDED = "starlette_uow_guarded"
 """Attribute of the dialect of an engine that has the guard; an engine has a dialect of its own."""
 
-STATE = "starlette_uow_state"
-"""Attribute of what is watched: the state of the transaction."""
-
-Watched = Connection | PoolProxiedConnection
-"""SQLAlchemy's connection, and that of the pool below it, which a dialect gets to see."""
-
-
-class TransactionState:
-    """What is known about the transaction that a unit has open.
-
-    Attributes:
-        connections: those it has begun on.
-        error: the last database error in it, and the statement it came from.
-        commit_sent: COMMIT is about to be sent, or has been.
-        commit_lost: what came of it was not an answer of the database.
-        committed: COMMIT has been answered.
-        rolling_back: ROLLBACK is about to be sent, or has been.
-        doom: why it can only roll back.
-        wants_trace: by what it can be found again is to be taken down before COMMIT.
-        trace: that, or None.
-        watched: what reports on it.
-    """
-
-    # Defaults of the class: there is one with each transaction, and most set few of them.
-    error: tuple[BaseException, str | None] | None = None
-    commit_sent = False
-    commit_lost = False
-    committed = False
-    rolling_back = False
-    doom: Doom | None = None
-    wants_trace = False
-    trace: Trace | None = None
-
-    def __init__(self) -> None:
-        self.connections: list[Connection] = []
-        self.watched: list[Watched] = []
-
-    @property
-    def outcome(self) -> Outcome:
-        """What has become of it, once it has ended or its commit has failed."""
-        if self.committed:
-            return Outcome.COMMITTED
-        # With two databases and no two-phase commit, the first may have committed already.
-        if self.commit_lost or (self.commit_sent and len(self.connections) > 1):
-            return Outcome.UNKNOWN
-        return Outcome.ROLLED_BACK
-
-    @property
-    def is_traceable(self) -> bool:
-        """Whether it can be found again: of two databases one may have committed."""
-        return len(self.connections) == 1 and self.connections[0].dialect.name == "postgresql"
+_log = logging.getLogger("starlette_uow")
 
 
 def guard(engine: AsyncEngine | Engine) -> None:
@@ -129,11 +74,11 @@ def guard(engine: AsyncEngine | Engine) -> None:
     setattr(dialect, GUARDED, True)
     if sync_engine.dialect.name == "sqlite":
         _guard_sqlite(sync_engine)
-    event.listen(sync_engine, "checkin", _discard_open_transaction)
+    event.listen(sync_engine, "checkin", discard_open_transaction)
     event.listen(sync_engine, "handle_error", _note_error)
     _guard_ends(dialect)
     if dialect.driver == "asyncpg":
-        event.listen(sync_engine, "invalidate", _close_asyncpg)
+        event.listen(sync_engine, "invalidate", close_asyncpg)
 
 
 def _guard_ends(dialect: Any) -> None:
@@ -171,7 +116,7 @@ def _guard_sqlite(engine: Engine) -> None:
     event.listen(engine, "after_cursor_execute", _note_cursor)
     event.listen(engine, "commit", _finish_statements)
     event.listen(engine, "rollback", _finish_statements)
-    _open_and_close_completely(engine.dialect)
+    open_and_close_completely(engine.dialect)
     if engine not in with_begin_recipe:
         _log.warning(
             "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
@@ -181,105 +126,21 @@ def _guard_sqlite(engine: Engine) -> None:
         )
 
 
-def watch(connection: Connection, state: TransactionState) -> None:
-    """Let the guard of a connection's engine report on `state` from now on."""
-    guard(connection.engine)
-    state.connections.append(connection)
-    for watched in (connection, connection.connection):
-        state.watched.append(watched)
-        vars(watched)[STATE] = state
-
-
-def unwatch(state: TransactionState) -> None:
-    """Forget a transaction that has ended."""
-    while state.watched:
-        vars(state.watched.pop()).pop(STATE, None)
-
-
-def _in_transaction(driver_connection: Any) -> bool:
-    """What asyncpg or aiosqlite say; a driver that cannot tell is believed to be clean."""
-    if hasattr(driver_connection, "is_in_transaction"):
-        return bool(driver_connection.is_in_transaction())
-    try:
-        return bool(getattr(driver_connection, "in_transaction", False))
-    except ValueError:  # aiosqlite: the connection is closed
-        return False
-
-
-def _is_closed(driver_connection: Any) -> bool:
-    """What asyncpg says; other drivers find out when they are used."""
-    is_closed = getattr(driver_connection, "is_closed", None)
-    return is_closed is not None and bool(is_closed())
-
-
-def _discard_open_transaction(
+def discard_open_transaction(
     dbapi_connection: DBAPIConnection | None, record: ConnectionPoolEntry
 ) -> None:
+    """Keep a connection that is still inside a transaction out of the pool it comes back to."""
     driver_connection = record.driver_connection
     if dbapi_connection is None:
         return
-    if _is_closed(driver_connection):  # asyncpg cannot say more of it
+    if is_closed(driver_connection):  # asyncpg cannot say more of it
         record.invalidate()
-    elif _in_transaction(driver_connection):
+    elif is_in_transaction(driver_connection):
         _log.warning(
             "A connection came back to the pool inside a transaction, and was discarded: %r",
             driver_connection,
         )
         record.invalidate()
-
-
-def _close_asyncpg(
-    dbapi_connection: Any, record: ConnectionPoolEntry, error: BaseException | None
-) -> None:
-    """Its close() asks the server to stop the statement, and waits until it has: else that would
-    go on for nobody, beside what the connection does that takes its place in the pool.
-    """
-    driver = dbapi_connection.driver_connection
-    if not driver.is_closed():
-        _close_completely(driver, driver.close, driver.terminate, timeout=STOP_TIMEOUT)
-
-
-def _open_and_close_completely(dialect: Any) -> None:
-    """Let an SQLite dialect close what it opens, whatever is cancelled. Of a connection whose
-    opening is cancelled, or whose `connect` listeners are, the pool has no event.
-    """
-    connect, do_terminate = dialect.connect, dialect.do_terminate
-
-    def connect_completely(*args: Any, **kwargs: Any) -> Any:
-        opened: list[Any] = []
-
-        async def open_it() -> None:
-            opened.append(await greenlet_spawn(connect, *args, **kwargs))
-
-        try:
-            await_only(to_completion(open_it(), timeout=CLOSE_TIMEOUT, terminate=lambda: None))
-        except asyncio.CancelledError:
-            for dbapi_connection in opened:  # aiosqlite would drop it as it is
-                _close_sqlite(dbapi_connection)
-            raise
-        return opened[0]
-
-    def close_and_terminate(dbapi_connection: Any) -> None:
-        _close_sqlite(dbapi_connection)
-        do_terminate(dbapi_connection)
-
-    dialect.connect, dialect.do_terminate = connect_completely, close_and_terminate
-
-
-def _close_sqlite(dbapi_connection: Any) -> None:
-    """aiosqlite leaves the file locked if its close() is cancelled. SQLite does while a cursor of a
-    closed connection is alive, in a traceback, say (https://www.sqlite.org/c3ref/close.html,
-    "zombie"): so it is rolled back first.
-    """
-    driver = dbapi_connection.driver_connection
-
-    async def close() -> None:
-        try:
-            await driver.rollback()
-        finally:
-            await driver.close()
-
-    _close_completely(driver, close, driver.stop, timeout=CLOSE_TIMEOUT)
 
 
 def _note_cursor(connection: Connection, cursor: Any, *_: object) -> None:
@@ -295,26 +156,6 @@ def _finish_statements(connection: Connection) -> None:
     if not connection.invalidated:
         for cursor in connection.info.pop(CURSORS, ()):
             cursor.close()
-
-
-def _close_completely(
-    driver: Any,
-    close: Callable[[], Coroutine[Any, Any, None]],
-    terminate: Callable[[], None],
-    *,
-    timeout: float,
-) -> None:
-    """Close what is discarded, whatever is cancelled meanwhile: anyio cancels every await of a
-    cancelled scope. SQLAlchemy then finds nothing left to do.
-    """
-    if not in_greenlet():
-        return  # SQLAlchemy then drops the connection without waiting
-    try:
-        await_only(to_completion(close(), timeout=timeout, terminate=terminate))
-    except asyncio.CancelledError:
-        pass  # the cancellation that made the connection invalid is on its way already
-    except Exception:
-        _log.warning("A connection could not be closed: %r", driver, exc_info=True)
 
 
 def _note_error(context: ExceptionContext) -> None:
@@ -349,7 +190,7 @@ def _rolled_back_by_itself(context: ExceptionContext) -> bool:
     return (
         context.dialect.name == "sqlite"
         and connection is not None
-        and not _in_transaction(connection.connection.driver_connection)
+        and not is_in_transaction(connection.connection.driver_connection)
     )
 
 
@@ -362,7 +203,7 @@ def _before_commit(pooled: PoolProxiedConnection, state: TransactionState) -> No
         _ask(pooled, state, _is_alive)
     # If the server ended the session meanwhile and the driver knows it, no COMMIT is sent, and what
     # became of the transaction is no secret.
-    if not _is_closed(pooled.driver_connection):
+    if not is_closed(pooled.driver_connection):
         state.commit_sent = True
 
 

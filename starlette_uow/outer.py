@@ -28,7 +28,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from starlette_uow.context import open_units
 from starlette_uow.errors import SandboxError
-from starlette_uow.guard import _discard_open_transaction
+from starlette_uow.guard import discard_open_transaction
 
 TURN_TIMEOUT = 10.0
 """Seconds a unit waits for the connection while another unit has it."""
@@ -72,7 +72,7 @@ class OuterPool(Pool):
         for name in KEPT_EVENTS:
             for listener in getattr(instead_of.dispatch, name):
                 # The guard would find every connection inside a transaction: the sandbox's.
-                if listener is not _discard_open_transaction:
+                if listener is not discard_open_transaction:
                     event.listen(self, name, listener)
 
     def _only_once(self) -> Any:

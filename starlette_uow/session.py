@@ -7,33 +7,28 @@ So the turn is taken here, once, for `execute` as for lazy loads, `run_sync` and
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
-import anyio
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
-from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.util import await_only, immutabledict
 
-from starlette_uow.errors import SessionClassError, SessionDeadlockError
+from starlette_uow.errors import SessionClassError
 from starlette_uow.gate import Chain, Gate, Hold
-from starlette_uow.guard import TransactionState, unwatch, watch
+from starlette_uow.guard import guard
 from starlette_uow.policy import Outcome
+from starlette_uow.state import TransactionState
 from starlette_uow.stream import Stream, enter_in_greenlet, take_turns
+from starlette_uow.transaction import UnitTransaction
 
 _no_autoflush: ContextVar[tuple[Session, ...]] = ContextVar("no_autoflush", default=())
-
-ACTIVE = SessionTransactionState.ACTIVE
-COMMITTED = SessionTransactionState.COMMITTED
 
 OPERATIONS = (
     "begin_nested",
@@ -246,96 +241,6 @@ class _Changed(set[InstanceState[Any]]):
             self._session.keep_back(state, changed=True)
 
 
-class UnitTransaction(SessionTransaction):
-    """A transaction or savepoint whose context manager ends it in turn, too."""
-
-    session: UnitSession
-
-    def commit(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().commit, *args, **kwargs)
-
-    def rollback(self, *args: Any, **kwargs: Any) -> None:
-        self._in_turn(super().rollback, *args, **kwargs)
-
-    def close(self, *args: Any, **kwargs: Any) -> None:
-        if self._state is COMMITTED:
-            super().close(*args, **kwargs)  # by commit(), which has the turn
-        else:
-            self._in_turn(super().close, *args, **kwargs)
-
-    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
-        # The one place where every operation takes its connection.
-        taken = self._connections.get(bind)
-        if taken is not None and self._state is ACTIVE and not execution_options:
-            return taken[0]  # what SQLAlchemy does, after checks that a turn makes needless
-        try:
-            try:
-                return super()._connection_for_bind(bind, execution_options)
-            except DBAPIError as error:
-                # It was dead in the pool. Nothing has been done on it, and SQLAlchemy has
-                # discarded all that are as old.
-                if not (error.connection_invalidated and self._takes_it_from(bind)):
-                    raise
-                return super()._connection_for_bind(bind, execution_options)
-        except PoolTimeoutError as error:
-            if self.parent is None:  # a savepoint asks its parent
-                self.session._uow_owner.pool_timed_out(error, bind)
-            raise
-
-    def _takes_it_from(self, bind: Any) -> bool:
-        return self.parent is None and isinstance(bind, Engine) and bind not in self._connections
-
-    def _restore_snapshot(self, dirty_only: bool = False) -> None:
-        # It expires every object that was changed, wherever.
-        spared = self.session.changed_outside(self)
-        for state in spared:
-            state.modified = False
-        super()._restore_snapshot(dirty_only)
-        for state in spared:
-            state.modified = True
-
-    def _in_turn(self, end: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        gate = self.session.gate
-        hold = self.session.holds.get(self)
-        enter_in_greenlet(gate, inside=hold)
-        try:
-            end(*args, **kwargs)
-        finally:
-            gate.leave()
-
-    def __exit__(self, type_: Any, value: Any, traceback: Any) -> None:
-        """Leave the block in turn, and although the task is cancelled while it waits for it: a
-        savepoint that is left open would be committed with the transaction.
-
-        All of it needs the turn: SQLAlchemy looks first which context manager is the innermost.
-        """
-        with anyio.CancelScope(shield=True):  # noqa: ASYNC100 - a greenlet awaits without `await`
-            try:
-                cancelled = self._enter()
-            except Exception:
-                if value is None or not self.session.gate.is_closed:
-                    raise
-                return  # the savepoint is gone with its unit; what left the block goes on
-            try:
-                if cancelled is not None and type_ is None:
-                    type_, value = type(cancelled), cancelled
-                super().__exit__(type_, value, traceback)
-            finally:
-                self.session.gate.leave()
-        if cancelled is not None:
-            raise cancelled
-
-    def _enter(self) -> asyncio.CancelledError | None:
-        gate = self.session.gate
-        if gate.try_enter():
-            return None
-        try:
-            return await_only(gate.enter(inside=self.session.holds.get(self), patient=True))
-        except SessionDeadlockError as error:
-            self.session._uow_owner.doomed("a savepoint could not be ended", error)
-            raise
-
-
 class _Binding(UnitSession):
     """Comes before the user's class, whose `get_bind` may be its own."""
 
@@ -382,7 +287,8 @@ def _after_begin(
     session: UnitSession, transaction: SessionTransaction, connection: Connection
 ) -> None:
     if not transaction.nested:
-        watch(connection, session.transaction_state)
+        guard(connection.engine)
+        session.transaction_state.watch(connection)
 
 
 @event.listens_for(UnitSession, "after_commit")
@@ -404,7 +310,7 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
             session.gate.release(hold)
     elif transaction.parent is None:
         ended, session.transaction_state = session.transaction_state, TransactionState()
-        unwatch(ended)
+        ended.unwatch()
         if not session.is_being_ended:
             session._uow_owner.root_ended(ended.outcome)
 

@@ -6,31 +6,26 @@ thousand tasks may enter it at once: what it shows is always the unit of the cal
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import (
-    Any,
-    Concatenate,
-    Generic,
-    Literal,
-    ParamSpec,
-    Self,
-    TypeVar,
-    get_args,
-)
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
-import anyio.from_thread
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
+from starlette_uow.blocks import (
+    BLOCK,
+    NewUnit,
+    enter_block,
+    joinable_frame,
+    leave_block,
+    transaction_options,
+)
 from starlette_uow.context import (
     Frame,
     RequestFrame,
@@ -38,31 +33,24 @@ from starlette_uow.context import (
     current_unit,
     frame_of,
     open_units,
-    without,
 )
-from starlette_uow.engine import READ_ONLY, dispose_engine
+from starlette_uow.engine import dispose_engine
 from starlette_uow.errors import (
     BlockContextError,
     ConfigurationError,
     NotAsyncError,
     SessionClassError,
-    TransactionStartedError,
-    UnitOpenError,
-    WrongThreadError,
 )
 from starlette_uow.guard import guard
 from starlette_uow.policy import Doom, Outcome
 from starlette_uow.session import UnitSession, unit_session_class
 from starlette_uow.tasks import UnitTasks, check_limit
+from starlette_uow.threads import run_in_loop
+from starlette_uow.transactional import Propagation, check_propagation, in_unit
 from starlette_uow.unit import Callback, Terms, Unit
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Propagation = Literal["required", "new", "savepoint", "mandatory", "never"]
-
-BLOCK = "an `async with` block"
-"""What a unit serves that no request opened."""
 
 _log = logging.getLogger("starlette_uow")
 
@@ -373,39 +361,18 @@ class UnitOfWork:
             def endpoint(request):
                 names = uow.run_sync(lambda session: session.scalars(select(User.name)).all())
         """
-        if inspect.iscoroutinefunction(function):
-            raise ConfigurationError(
-                f"run_sync() needs a synchronous function, and got {function!r}. Declare it with "
-                f"`def`, and let it take a Session."
-            )
-        if _is_on_event_loop():
-            raise WrongThreadError.on_the_loop()
-        arrived = False
-
-        async def call() -> R:
-            nonlocal arrived
-            arrived = True
-            session = current_unit(self).session
-            return await session.run_sync(function, *args, **kwargs)
-
-        try:
-            # In a copy of this thread's context, which is a copy of the request's.
-            return anyio.from_thread.run(call)
-        except RuntimeError as error:
-            if arrived:
-                raise
-            raise WrongThreadError.no_way_back() from error
+        return run_in_loop(self, function, *args, **kwargs)
 
     # --- opening units ---------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        frame = self._joinable_frame()
+        frame = joinable_frame(self)
         if frame is None:
-            self._push(self.open_unit(BLOCK), owner=self, joined=False)
+            enter_block(self, self.open_unit(BLOCK), owner=self, joined=False)
         else:
             assert frame.unit is not None
             frame.unit.check_usable()
-            self._push(frame.unit, owner=self, joined=True)
+            enter_block(self, frame.unit, owner=self, joined=True)
         return self
 
     async def __aexit__(
@@ -419,7 +386,7 @@ class UnitOfWork:
             frame = frame.outer
         if frame is None:
             raise BlockContextError(self)
-        await self._pop(frame, exc)
+        await leave_block(frame, exc)
 
     def new(self, *, isolation_level: str | None = None, read_only: bool = False) -> NewUnit[Self]:
         """A block with a unit of its own, whatever is open around it, on its own connection.
@@ -433,7 +400,7 @@ class UnitOfWork:
             read_only: the database refuses writes (PostgreSQL), or the transaction begins
                 without a write lock (SQLite).
         """
-        return NewUnit(self, _options(isolation_level, read_only))
+        return NewUnit(self, transaction_options(isolation_level, read_only))
 
     def transactional(
         self,
@@ -458,42 +425,16 @@ class UnitOfWork:
                 cannot be awaited.
             TransactionStartedError: at the call, for an isolation level that comes too late.
         """
-        if propagation not in get_args(Propagation):
-            raise ConfigurationError(
-                f"`propagation` cannot be {propagation!r}. Choose one of "
-                f"{', '.join(get_args(Propagation))}."
-            )
-        options = _options(isolation_level, read_only)
+        check_propagation(propagation)
 
         def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-            if not inspect.iscoroutinefunction(function):
-                raise ConfigurationError(
-                    f"@transactional() needs a coroutine function, and got {function!r}. Declare "
-                    f"it with `async def`."
-                )
-
-            @functools.wraps(function)
-            async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-                frame = self._joinable_frame()
-                if propagation == "never":
-                    if frame is not None and frame.unit is not None:
-                        raise UnitOpenError(function.__qualname__, frame.unit.name)
-                    return await function(*args, **kwargs)
-                if propagation == "mandatory":
-                    self._usable_unit()
-                if propagation == "new" or frame is None:
-                    async with NewUnit(self, options):
-                        return await function(*args, **kwargs)
-                assert frame.unit is not None
-                if isolation_level is not None:
-                    _choose_isolation(frame.unit, isolation_level, options)
-                async with self:
-                    if propagation != "savepoint":
-                        return await function(*args, **kwargs)
-                async with self.savepoint():
-                    return await function(*args, **kwargs)
-
-            return call
+            return in_unit(
+                function,
+                self,
+                propagation=propagation,
+                isolation_level=isolation_level,
+                read_only=read_only,
+            )
 
         return decorate
 
@@ -557,12 +498,6 @@ class UnitOfWork:
         if self._last_unit_ended is not None and not self._units:
             self._last_unit_ended.set()
 
-    def _joinable_frame(self) -> Frame | None:
-        frame = frame_of(self)
-        if frame is None or frame.unit is None or frame.unit.ended is not None:
-            return None
-        return frame
-
     def _usable_frame(self) -> tuple[Frame, Unit]:
         unit = current_unit(self)
         unit.check_usable()
@@ -572,86 +507,3 @@ class UnitOfWork:
 
     def _usable_unit(self) -> Unit:
         return self._usable_frame()[1]
-
-    def _push(self, unit: Unit, *, owner: object, joined: bool) -> Frame:
-        frame = Frame(self, unit, current_frame.get(), owner=owner, joined=joined)
-        current_frame.set(frame)
-        return frame
-
-    async def _pop(self, frame: Frame, exc: BaseException | None) -> None:
-        """Leave a block: end the unit if the block opened it, doom it if it failed in a join."""
-        unit = frame.unit
-        assert unit is not None
-        try:
-            if frame.joined:
-                if exc is not None and _is_failure(exc, unit.operations > frame.operations):
-                    unit.doom(Doom(f"{exc!r} left a block that joined the unit", cause=exc))
-            else:
-                await unit.finish(commit=exc is None)
-        finally:
-            # Never with a token: the block may be left in a copy of its context.
-            current_frame.set(without(current_frame.get(), frame))
-
-
-def _is_on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-U = TypeVar("U", bound=UnitOfWork)
-
-
-class NewUnit(Generic[U]):
-    """The block of `uow.new()`. It keeps its own state, so it may be left in any context."""
-
-    def __init__(self, uow: U, options: dict[str, Any]) -> None:
-        self._uow = uow
-        self._options = options
-        self._frame: Frame | None = None
-
-    async def __aenter__(self) -> U:
-        if self._frame is not None:
-            raise ConfigurationError(
-                f"The block of {self._uow!r}.new() is entered already. Call new() for each block."
-            )
-        unit = self._uow.open_unit(BLOCK, self._options)
-        self._frame = self._uow._push(unit, owner=self, joined=False)
-        return self._uow
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        frame, self._frame = self._frame, None
-        assert frame is not None
-        await self._uow._pop(frame, exc)
-
-
-def _is_failure(exc: BaseException, used: bool) -> bool:
-    """Whether an exception that leaves a joined block means that its work is incomplete."""
-    if isinstance(exc, GeneratorExit):
-        return False  # the consumer of a generator stopped reading
-    return isinstance(exc, Exception) or used
-
-
-def _options(isolation_level: str | None, read_only: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if isolation_level is not None:
-        options["isolation_level"] = isolation_level
-    if read_only:
-        options[READ_ONLY] = True
-        options["postgresql_readonly"] = True
-    return options
-
-
-def _choose_isolation(unit: Unit, isolation_level: str, options: dict[str, Any]) -> None:
-    if unit.options == options:
-        return
-    if unit.has_begun:
-        raise TransactionStartedError(unit.name, isolation_level)
-    unit.set_options(options)

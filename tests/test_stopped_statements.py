@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, create_engine, current_session, guard
+from starlette_uow import UnitOfWork, UnitOfWorkMiddleware, create_engine, current_session, drivers
 from tests.asgi import http_scope, layers
 from tests.databases import Database, PostgresObserver
 from tests.proxy import Proxy
@@ -114,7 +114,7 @@ async def test_server_that_cannot_be_told(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is silent: a cancelled request waits so long, and then gives up the connection."""
-    monkeypatch.setattr(guard, "STOP_TIMEOUT", 0.2)
+    monkeypatch.setattr(drivers, "STOP_TIMEOUT", 0.2)
     observer = database.observer
     assert isinstance(observer, PostgresObserver)
     async with Proxy(database.url) as proxy:
