@@ -201,6 +201,32 @@ async def test_connection_lost_during_a_slow_commit(
     assert (task.exception() is None) is carried_out
 
 
+async def test_app_commits_by_its_own_hand_while_the_end_waits(
+    uow: UnitOfWork, proxy: Proxy, observer: PostgresObserver
+) -> None:
+    """The end is that of the transaction that the app has begun since."""
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        async with uow.exclusive():
+            entered.set()
+            await go_on.wait()
+            await current_session().commit()
+            current_session().add(Item(name="b"))
+            await current_session().flush()
+            proxy.at(answers("COMMIT"), Fault.CUT)
+
+    async with uow:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+        task = asyncio.create_task(work())
+        await entered.wait()
+        asyncio.get_running_loop().call_soon(go_on.set)  # the end is waiting by then
+    await task
+
+    assert await observer.names() == ["a", "b"]
+
+
 async def test_time_to_find_out_is_not_that_of_the_end(
     engine: AsyncEngine, proxy: Proxy, observer: PostgresObserver
 ) -> None:
