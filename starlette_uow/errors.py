@@ -27,8 +27,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from starlette_uow.policy import Doom
 
 
@@ -81,7 +79,7 @@ class NoUnitError(UnitOfWorkError):
     @classmethod
     def nowhere(cls, uow: object | None, *, served: bool) -> NoUnitError:
         """For a context that never saw a unit."""
-        which = "No unit of work is open here." if uow is None else f"No unit of {uow!r} is open."
+        which = "No unit of work is open here" + (f", of {uow!r}." if uow else ".")
         if served:
             return cls(
                 f"{which} UnitOfWorkMiddleware is installed, so this code runs outside of it: in "
@@ -379,7 +377,7 @@ def pool_note(unit: str, holders: list[str]) -> str:
     )
 
 
-def paths_error(paths: Iterable[object]) -> ConfigurationError:
+def paths_error(paths: object) -> ConfigurationError:
     """For an `exclude` that is not a collection of absolute paths."""
     return ConfigurationError(
         f"`exclude` has to be a collection of paths that start with '/', and is {paths!r}. "

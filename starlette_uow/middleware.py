@@ -108,25 +108,32 @@ class UnitOfWorkMiddleware:
         commit_when: CommitRule | None = None,
         exclude: Collection[str] = (),
     ) -> None:
-        if (uow is None) == (session_factory is None):
+        if uow is None and session_factory is None:
             raise ConfigurationError(
-                "UnitOfWorkMiddleware needs either `uow` or `session_factory`. Pass "
-                "`uow=UnitOfWork(sessions)` to use it elsewhere, too."
+                "UnitOfWorkMiddleware needs `uow` or `session_factory`, and got neither. Pass "
+                "`uow=UnitOfWork(sessions)`."
+            )
+        if uow is not None and session_factory is not None:
+            raise ConfigurationError(
+                f"UnitOfWorkMiddleware got both `uow` and `session_factory`: {uow!r} and "
+                f"{session_factory!r}. Leave out `session_factory`; `uow` has one."
             )
         if uow is not None and not isinstance(uow, UnitOfWork):
             raise ConfigurationError(
-                f"`uow` has to be a UnitOfWork, and is {uow!r}. Pass a sessionmaker as "
-                f"`session_factory`."
+                f"`uow` has to be a UnitOfWork, and is {uow!r}. Pass `uow=UnitOfWork(sessions)`, "
+                f"or a sessionmaker as `session_factory`."
             )
         if commit_when is not None and not callable(commit_when):
             raise ConfigurationError(
                 f"`commit_when` has to be a function of status and scope, and is "
                 f"{commit_when!r}. Write `lambda status, scope: status < 400`."
             )
-        if isinstance(exclude, str) or not all(
-            isinstance(path, str) and path.startswith("/") for path in exclude
+        if (
+            isinstance(exclude, str)
+            or not isinstance(exclude, Collection)
+            or not all(isinstance(path, str) and path.startswith("/") for path in exclude)
         ):
-            raise paths_error([exclude] if isinstance(exclude, str) else exclude)
+            raise paths_error(exclude)
         self.app = app
         if uow is None:
             assert session_factory is not None

@@ -144,11 +144,14 @@ class UnitOfWork:
             ("callback_timeout", callback_timeout),
             ("wait_timeout", wait_timeout),
         ):
-            if not seconds > 0:
+            if not isinstance(seconds, (int, float)) or not seconds > 0:
                 raise ConfigurationError(
                     f"`{name}` has to be more than 0 seconds, and is {seconds!r}. Leave it out "
                     f"for the default."
                 )
+        for bind in _binds(sessions):
+            if isinstance(bind, Engine):
+                raise NotAsyncError(bind)
         self.sessions = sessions
         self._session_class = unit_session_class(sessions)
         self._units: set[Unit | RequestFrame] = set()
@@ -172,7 +175,8 @@ class UnitOfWork:
                 )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} on {', '.join(map(repr, self._engines())) or 'no bind'}>"
+        urls = [engine.url.render_as_string() for engine in self._engines()]
+        return f"<{type(self).__name__} on {', '.join(urls) or 'no bind'}>"
 
     @property
     def expires_on_commit(self) -> bool:
@@ -477,7 +481,7 @@ class UnitOfWork:
     # --- private ---------------------------------------------------------------------------
 
     def _engines(self) -> list[AsyncEngine]:
-        binds = [self.sessions.kw.get("bind"), *(self.sessions.kw.get("binds") or {}).values()]
+        binds = _binds(self.sessions)
         return list({id(b): b for b in binds if isinstance(b, AsyncEngine)}.values())
 
     def _make_session(self) -> AsyncSession:
@@ -507,3 +511,7 @@ class UnitOfWork:
 
     def _usable_unit(self) -> Unit:
         return self._usable_frame()[1]
+
+
+def _binds(sessions: async_sessionmaker[Any]) -> list[object]:
+    return [sessions.kw.get("bind"), *(sessions.kw.get("binds") or {}).values()]

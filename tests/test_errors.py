@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
+from sqlalchemy import Engine, select
 from sqlalchemy import create_engine as create_sync_engine
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
@@ -112,14 +113,29 @@ async def test_asked_from_outside_the_middleware(uow: UnitOfWork, database: Data
     assert "last" in str(exchange.error)
 
 
-@pytest.mark.parametrize("given", ["engine", "sessionmaker"])
-def test_synchronous_engine_or_sessionmaker(given: str) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda engine: engine,
+        sessionmaker,
+        async_sessionmaker,
+        lambda engine: async_sessionmaker(binds={Item: engine}),
+    ],
+    ids=["engine", "sessionmaker", "async_sessionmaker", "binds"],
+)
+def test_synchronous_engine_or_sessionmaker(make: Callable[[Engine], Any]) -> None:
     """Named in the message, with what to build instead."""
-    engine = create_sync_engine("sqlite://")
-    wrong: Any = engine if given == "engine" else sessionmaker(engine)
+    with pytest.raises(NotAsyncError, match=r"sqlite://.*async_sessionmaker"):
+        UnitOfWork(make(create_sync_engine("sqlite://")))
 
-    with pytest.raises(NotAsyncError, match="async_sessionmaker"):
-        UnitOfWork(wrong)
+
+def test_unit_of_work_is_named_by_its_database_without_the_password() -> None:
+    """In messages a person reads it, and a log keeps it."""
+    engine = create_engine("postgresql+asyncpg://app:secret@localhost/shop")
+
+    assert repr(UnitOfWork(engine)) == (
+        "<UnitOfWork on postgresql+asyncpg://app:***@localhost/shop>"
+    )
 
 
 @pytest.mark.parametrize("given", [None, "postgresql+asyncpg://", object()])
@@ -130,7 +146,7 @@ def test_no_sessionmaker_at_all(given: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["end_timeout", "callback_timeout", "wait_timeout"])
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [0, -1, None, "5"])
 def test_timeouts_are_more_than_nothing(name: str, value: float) -> None:
     """None of them may be zero."""
     timeout: dict[str, Any] = {name: value}
@@ -246,12 +262,15 @@ def uow_without_loop() -> UnitOfWork:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({}, "either `uow` or `session_factory`"),
-        ({"uow": 1, "session_factory": 1}, "either"),
-        ({"uow": async_sessionmaker()}, "has to be a UnitOfWork"),
+        ({}, "needs `uow` or `session_factory`"),
+        ({"uow": 1, "session_factory": 1}, "both `uow` and `session_factory`"),
+        ({"uow": async_sessionmaker()}, "has to be a UnitOfWork.*`session_factory`"),
+        ({"uow": UnitOfWork}, r"has to be a UnitOfWork.*UnitOfWork\(sessions\)"),
         ({"session_factory": 1}, "async_sessionmaker"),
         ({"session_factory": async_sessionmaker(), "commit_when": 404}, "commit_when"),
-        ({"session_factory": async_sessionmaker(), "exclude": "/health"}, "exclude"),
+        ({"session_factory": async_sessionmaker(), "exclude": "/health"}, "is '/health'"),
+        ({"session_factory": async_sessionmaker(), "exclude": None}, "exclude.*None"),
+        ({"session_factory": async_sessionmaker(), "exclude": lambda path: False}, "exclude"),
         ({"session_factory": async_sessionmaker(), "exclude": ["health"]}, "exclude"),
         ({"session_factory": async_sessionmaker(), "exclude": [1]}, "exclude"),
     ],
