@@ -21,14 +21,18 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.12')"
 	@echo "Creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
-$(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+# Also of an environment that was made by hand.
+$(VENV)/pip: | $(VENV)/bin/python
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/pip
 	@echo "Installing the demo into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	@touch $@
 
-$(VENV)/tests: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/tests: pyproject.toml constraints.txt | $(VENV)/pip
 	@echo "Installing the demo, the tests and the checks into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --group test --group check
 	@touch $@ $(VENV)/demo

@@ -49,7 +49,7 @@ def start_text(url: str, database: str) -> str:
 The demo shop of starlette-uow, on {database}.
 
 Open
-  {url}/       what this is, with buttons that provoke each row of the rule
+  {url}/       what this is, with buttons that provoke the rule
   {url}/admin  log in as {ADMIN.email}, password {ADMIN.password}
   {url}/docs   the API
 

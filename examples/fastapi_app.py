@@ -1,6 +1,6 @@
 """A FastAPI app on starlette-uow: a list of notes with authors.
 
-pip install ".[fastapi,sqlite]" uvicorn && uvicorn examples.fastapi_app:app
+pip install ".[fastapi,sqlite]" uvicorn websockets && uvicorn examples.fastapi_app:app
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ class UnitOfWorkPlugin(BasePlugin):
         ConfigurationError: the sessions expire their objects on commit.
 
     Example:
+        ```python
         admin = MyAdmin(engine, plugins=[UnitOfWorkPlugin(uow)])
+        ```
     """
 
     name = "unit-of-work"

@@ -26,7 +26,9 @@ async def get_uow() -> UnitOfWork:
     """The `UnitOfWork` whose unit serves the request. Raises as `current_uow`.
 
     Example:
+        ```python
         ShopDep = Annotated[Shop, Depends(get_uow)]   # typed as a definition of your own
+        ```
     """
     return current_uow()
 

@@ -46,8 +46,10 @@ def repository(factory: Callable[[AsyncSession], R]) -> _Repository[R]:
         factory: a class or function that takes the unit's session.
 
     Example:
+        ```python
         class Shop(UnitOfWork):
             orders = repository(OrderRepository)   # shop.orders in an open unit
+        ```
     """
     if not callable(factory):
         raise ConfigurationError(

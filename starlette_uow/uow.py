@@ -323,9 +323,11 @@ class UnitOfWork:
             NoUnitError: at the block's entry, if no unit is open here.
 
         Example:
+            ```python
             async with uow.tasks(limit=5) as tg:
                 for supplier in suppliers:
                     tg.start_soon(fetch_prices, supplier)
+            ```
         """
         check_limit(limit)
         return self._tasks(limit)
@@ -362,8 +364,10 @@ class UnitOfWork:
             ConfigurationError: the function is a coroutine function.
 
         Example:
+            ```python
             def endpoint(request):
                 names = uow.run_sync(lambda session: session.scalars(select(User.name)).all())
+            ```
         """
         return run_in_loop(self, function, *args, **kwargs)
 

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from html import unescape
 from pathlib import Path
@@ -367,6 +368,24 @@ def test_settings_are_all_documented() -> None:
 
 
 @pytest.mark.timeout(120)
+def test_fresh_start_beside_a_running_demo_is_refused() -> None:
+    """It would delete the data of the other one, which could not go on."""
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))  # as root the server's own user has to reach it
+    code = "import pathlib, sys; from demo import postgres; postgres.start(pathlib.Path({!r}));"
+    command = [sys.executable, "-c", code.format(str(folder)) + "print('up', flush=True); input()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "up\n"
+
+        with pytest.raises(SystemExit, match=f"in use by process {running.pid}"):
+            postgres.start(folder, fresh=True)
+
+        assert (folder / "PG_VERSION").exists()
+        running.communicate("\n")
+    shutil.rmtree(folder)
+
+
 def test_two_workers_serve_one_shop(tmp_path: Path) -> None:
     """`python -m demo --workers 2` fills a shop, serves it with one key, and ends when told."""
     with socket.create_server(("127.0.0.1", 0)) as free:
