@@ -47,7 +47,7 @@ def pytest_runtest_setup() -> None:
 
     What others keep adds up: FastAPI's routers, each app that they were included in.
     """
-    if next(_tests) % 20 == 0:
+    if next(_tests) % 8 == 0:
         gc.collect()
         gc.freeze()
 
