@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +39,7 @@ from starlette_uow import create_engine
 
 OURS = "starlette-uow"
 BY_HAND = "hand-written"
+THROUGHPUT = "throughput, hand-written = 1 (more is better)"
 RESULTS = Path(__file__).parent / "results.md"
 SLOW_BODY = 0.05
 """Seconds that a slow client takes to accept a body."""
@@ -87,7 +89,7 @@ WORK: dict[str, Work] = {
 }
 
 
-Charts = dict[str, dict[str, float]]
+Charts = dict[str, dict[str, plot.Bar]]
 """What the picture shows."""
 
 
@@ -163,12 +165,12 @@ async def time_requests(
     apps = {name: App(name, url, pool_size=1) for name in PEERS}
     blocks = {name: app.block(title) for name, app in apps.items()}
     times = await alternate(blocks, rounds=rounds, calls=calls)
-    chart = charts[f"{title}: time of a request, hand-written = 1"] = {}
+    chart = charts[f"{title}: time of a request, hand-written = 1 (less is better)"] = {}
     rows = []
     for name in PEERS:
         compared = Comparison(times[BY_HAND], times[name])
         low, middle, high = compared.ratios
-        chart[name] = middle
+        chart[name] = plot.Bar(middle, low, high)
         median, more = statistics.median(times[name]) * 1e6, compared.more * 1e6
         rows.append(
             (
@@ -190,10 +192,12 @@ def table(title: str, *columns: str, rows: Sequence[tuple[str, ...]]) -> list[st
     return [f"### {title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-async def slow_clients(url: str, charts: Charts, *, seconds: float, clients: int = 60) -> list[str]:
+async def slow_clients(
+    url: str, charts: Charts, *, seconds: float, clients: int = 60, rounds: int = 3
+) -> list[str]:
     """Requests a second, with clients that take 50 ms to accept the body, and a pool of 5."""
-    rows: list[tuple[str, ...]] = []
-    for name in PEERS:
+    rates: dict[str, list[float]] = {name: [] for name in PEERS}
+    for name in [*PEERS] * rounds:
         app = App(name, url, pool_size=5)
         served = 0
         until = time.perf_counter() + seconds
@@ -205,14 +209,28 @@ async def slow_clients(url: str, charts: Charts, *, seconds: float, clients: int
                 served += 1
 
         await asyncio.gather(*(client() for _ in range(clients)))
-        rows.append((name, f"{served / seconds:.0f}"))
+        rates[name].append(served / seconds)
         await app.engine.dispose()
     title = f"{clients} clients that take {SLOW_BODY * 1000:.0f} ms for the body, a pool of 5"
-    rates = {name: float(rate) for name, rate in rows}
-    charts[f"{title}: throughput, hand-written = 1"] = {
-        name: rate / rates[BY_HAND] for name, rate in rates.items()
+    charts[f"{title}: {THROUGHPUT}"] = bars(rates)
+    return table(title, "requests a second", "from to", rows=[figures(n, rates[n]) for n in PEERS])
+
+
+def bars(rates: dict[str, list[float]]) -> dict[str, plot.Bar]:
+    """Throughput relative to what is written by hand: the median of the rounds, the extremes."""
+    one = statistics.median(rates[BY_HAND])
+    return {
+        name: plot.Bar(statistics.median(rate) / one, min(rate) / one, max(rate) / one)
+        for name, rate in rates.items()
     }
-    return table(title, "requests a second", rows=rows)
+
+
+def figures(name: str, *rates: list[float]) -> tuple[str, ...]:
+    """The row of a table: the median of the rounds, and the extremes."""
+    columns = [
+        (f"{statistics.median(rate):.0f}", f"{min(rate):.0f} to {max(rate):.0f}") for rate in rates
+    ]
+    return (name, *(column for pair in columns for column in pair))
 
 
 def served_app() -> ASGIApp:
@@ -235,13 +253,13 @@ def through_a_server(url: str, charts: Charts, *, rounds: int = 3, seconds: int 
                 for title, counted in zip(titles, rates[name], strict=True):
                     path = f"{address}/{quote(title)}"
                     counted.append(requests_a_second(path, seconds=seconds))
-    medians = {name: [statistics.median(rate) for rate in rates[name]] for name in PEERS}
-    charts["uvicorn and wrk, one read: throughput, hand-written = 1"] = {
-        name: rate / medians[BY_HAND][1] for name, (_, rate) in medians.items()
-    }
-    rows = [(name, *(f"{rate:.0f}" for rate in of_peer)) for name, of_peer in medians.items()]
+    for number, title in enumerate(titles):
+        charts[f"uvicorn and wrk, {title}: {THROUGHPUT}"] = bars(
+            {name: of_peer[number] for name, of_peer in rates.items()}
+        )
     title = "Requests a second through uvicorn, one process, 32 clients of wrk, a pool of 5"
-    return table(title, *titles, rows=rows)
+    columns = [column for title in titles for column in (title, "from to")]
+    return table(title, *columns, rows=[figures(name, *rates[name]) for name in PEERS])
 
 
 async def held(url: str, *, calls: int) -> list[str]:
@@ -322,10 +340,11 @@ async def main(options: argparse.Namespace) -> None:
     """Print the tables."""
     url = server_url()
     server = await prepare(url)
-    machine = describe(server, "starlette", "sqlalchemy", "asyncpg")
+    today = datetime.now(tz=UTC).date()
+    machine = f"{today:%-d %B %Y}, {describe(server, 'starlette', 'sqlalchemy', 'asyncpg')}"
     lines = [
         f"{machine}; {options.rounds} rounds of {options.calls} calls. Of each: the median, "
-        f"and the quartiles of the ratios of neighbouring blocks.",
+        f"and the quartiles of the ratios of neighbouring blocks; of throughput, three rounds.",
         "",
     ]
     charts: Charts = {}
@@ -340,7 +359,8 @@ async def main(options: argparse.Namespace) -> None:
     lines += await sent(url)
     lines += await kept(url, requests=options.requests)
     RESULTS.write_text("\n".join(["# Results", "", "![](results.svg)", "", *lines]))
-    RESULTS.with_suffix(".svg").write_text(plot.draw(charts, ours=OURS))
+    note = f"Whiskers: quartiles, and of throughput the extremes. {machine}"
+    RESULTS.with_suffix(".svg").write_text(plot.draw(charts, ours=OURS, note=note))
     print("\n".join(lines))  # noqa: T201 - to a person
 
 

@@ -4,46 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from typing import NamedTuple
 
-ROW, LEFT, WIDTH = 22, 250, 760
+ROW, LEFT, WIDTH, VALUES = 22, 250, 760, 50
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
-.title { font-weight: 600 } .ours { fill: #00897b } .other { fill: #b0bec5 }
-line { stroke: #24292f; stroke-dasharray: 3 3 }
+.title { font-weight: 600 } .note { font-size: 10px }
+.ours { fill: #00897b } .other { fill: #b0bec5 } line { stroke: #24292f }
+.unit { stroke-dasharray: 3 3 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .other { fill: #546e7a } .ours { fill: #26a69a } line { stroke: #e6edf3 }
 }"""
 
 
-def draw(charts: Mapping[str, Mapping[str, float]], *, ours: str, unit: float | None = 1.0) -> str:
-    """Bars, one chart below the other.
+class Bar(NamedTuple):
+    """What was measured of one way to do it, relative to another.
+
+    Attributes:
+        value: the length, and the figure.
+        low: where the whisker begins.
+        high: where it ends.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def draw(charts: Mapping[str, Mapping[str, Bar]], *, ours: str, note: str) -> str:
+    """Bars with whiskers, one chart below the other, and a dashed line at 1.
 
     Args:
-        charts: by title, the values by name.
+        charts: by title, the bars by name.
         ours: the name that stands out.
-        unit: the value of the dashed line.
+        note: what all of it was measured on.
     """
     parts: list[str] = []
     y = 0
-    for title, values in charts.items():
-        most = max(values.values())
-        scale = (WIDTH - LEFT - 70) / most
+    for title, bars in charts.items():
+        most = max(1.0, *(bar.high for bar in bars.values()))
+        scale = (WIDTH - LEFT - VALUES) / most
         y += ROW
         parts.append(f'<text class="title" x="0" y="{y}">{escape(title)}</text>')
         top = y + 6
-        for name, value in values.items():
+        for name, bar in bars.items():
             y += ROW
             kind = "ours" if name == ours else "other"
-            length = value * scale
+            low, length, high = (round(LEFT + x * scale, 1) for x in (bar.low, bar.value, bar.high))
             parts.append(
                 f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{escape(name)}</text>'
-                f'<rect class="{kind}" x="{LEFT}" y="{y - 12}" width="{length:.1f}" height="15"/>'
-                f'<text x="{LEFT + length + 6:.1f}" y="{y}">{value:.2f}</text>'
+                f'<rect class="{kind}" x="{LEFT}" y="{y - 12}" width="{length - LEFT:.1f}" '
+                f'height="15"/><line x1="{low}" x2="{high}" y1="{y - 4.5}" y2="{y - 4.5}"/>'
+                f'<text x="{WIDTH}" y="{y}" text-anchor="end">{bar.value:.2f}</text>'
             )
-        if unit is not None and unit < most:
-            x = LEFT + unit * scale
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{y + 6}"/>')
+        x = round(LEFT + scale, 1)
+        parts.append(f'<line class="unit" x1="{x}" x2="{x}" y1="{top}" y2="{y + 6}"/>')
         y += ROW
-    size = f'width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}"'
+    y += ROW
+    parts.append(f'<text class="note" x="0" y="{y}">{escape(note)}</text>')
+    size = f'width="{WIDTH}" height="{y + 6}" viewBox="0 0 {WIDTH} {y + 6}"'
     begin = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     return "\n".join([begin, f"<style>{STYLE}\n</style>", *parts, "</svg>\n"])
