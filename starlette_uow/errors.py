@@ -52,11 +52,14 @@ class NotAsyncError(ConfigurationError):
 class SessionClassError(ConfigurationError):
     """The sessionmaker makes sessions that units cannot use."""
 
-    def __init__(self, session_class: object, reason: str) -> None:
+    def __init__(self, session_class: object, reason: str, remedy: str = "") -> None:
         super().__init__(
-            f"The session class {session_class!r} cannot be used: {reason}. It has to accept "
-            f"AsyncSession's `sync_session_class` keyword, pass it on, and name a subclass of "
-            f"sqlalchemy.orm.Session."
+            f"The session class {session_class!r} cannot be used: {reason}. "
+            + (
+                remedy
+                or "It has to accept AsyncSession's `sync_session_class` keyword, pass it on, and "
+                "name a subclass of sqlalchemy.orm.Session."
+            )
         )
 
 

@@ -83,6 +83,8 @@ class UnitSession(Session):
     """
 
     gate: Gate
+    transaction_state: TransactionState
+    holds: dict[SessionTransaction, Hold]
     _uow_owner: Owner
 
     # Defaults of the class: most sessions set none of them.
@@ -97,7 +99,7 @@ class UnitSession(Session):
         """Become the session of a unit."""
         self._uow_owner = owner
         self.transaction_state = TransactionState()
-        self.holds: dict[SessionTransaction, Hold] = {}
+        self.holds = {}
         self.gate = Gate(name, wait_timeout=wait_timeout)
         self.identity_map._modified = _Changed(self)
 
@@ -276,6 +278,10 @@ for _name in OPERATIONS:
         setattr(UnitSession, _name, _operation(_name))
 
 
+_OWN_NAMES = {*vars(UnitSession), *UnitSession.__annotations__} - set(dir(Session))
+"""What a user's session class must not define, as it comes before `UnitSession`."""
+
+
 @event.listens_for(UnitSession, "after_transaction_create")
 def _after_transaction_create(session: UnitSession, transaction: SessionTransaction) -> None:
     if transaction.nested or transaction.parent is None:
@@ -319,7 +325,8 @@ def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitS
     """The user's sync session class, made to take turns.
 
     Raises:
-        SessionClassError: the sessionmaker names no subclass of `Session`.
+        SessionClassError: the sessionmaker names no subclass of `Session`, or one that defines
+            what `UnitSession` does.
     """
     configured: Any = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
     if not (isinstance(configured, type) and issubclass(configured, Session)):
@@ -328,6 +335,12 @@ def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitS
         )
     if configured is Session:
         return _Binding
+    if taken := sorted(_OWN_NAMES.intersection(dir(configured))):
+        raise SessionClassError(
+            sessions.class_,
+            f"{configured!r} calls something {', '.join(map(repr, taken))}, as units do",
+            "Choose another name.",
+        )
     # The user's class comes before UnitSession, so that what its methods call through super()
     # takes turns, too: the `exec` of SQLModel, for example.
     bases = (_Binding, configured, UnitSession)

@@ -155,6 +155,19 @@ def test_timeouts_are_more_than_nothing(name: str, value: float) -> None:
         UnitOfWork(async_sessionmaker(), **timeout)
 
 
+def test_sync_session_class_with_a_name_that_units_use() -> None:
+    """Either would break the other, without a word."""
+
+    class Streaming(Session):
+        streams = ("orders", "payments")
+
+        def flush(self, objects: Any = None) -> None:
+            super().flush(objects)
+
+    with pytest.raises(SessionClassError, match=r"'streams', as units do.*another name"):
+        UnitOfWork(async_sessionmaker(sync_session_class=Streaming))
+
+
 def test_sync_session_class_that_is_none() -> None:
     """A factory cannot be subclassed."""
     with pytest.raises(SessionClassError, match="sync_session_class"):
