@@ -359,7 +359,7 @@ async def main(options: argparse.Namespace) -> None:
     lines += await sent(url)
     lines += await kept(url, requests=options.requests)
     RESULTS.write_text("\n".join(["# Results", "", "![](results.svg)", "", *lines]))
-    note = f"Whiskers: quartiles, and of throughput the extremes. {machine}"
+    note = f"Whiskers: quartiles, and of throughput the extremes.\n{machine}"
     RESULTS.with_suffix(".svg").write_text(plot.draw(charts, ours=OURS, note=note))
     print("\n".join(lines))  # noqa: T201 - to a person
 

@@ -37,7 +37,7 @@ def draw(charts: Mapping[str, Mapping[str, Bar]], *, ours: str, note: str) -> st
     Args:
         charts: by title, the bars by name.
         ours: the name that stands out.
-        note: what all of it was measured on.
+        note: lines below, with what all of it was measured on.
     """
     parts: list[str] = []
     y = 0
@@ -60,8 +60,9 @@ def draw(charts: Mapping[str, Mapping[str, Bar]], *, ours: str, note: str) -> st
         x = round(LEFT + scale, 1)
         parts.append(f'<line class="unit" x1="{x}" x2="{x}" y1="{top}" y2="{y + 6}"/>')
         y += ROW
-    y += ROW
-    parts.append(f'<text class="note" x="0" y="{y}">{escape(note)}</text>')
+    for line in note.splitlines():
+        y += ROW
+        parts.append(f'<text class="note" x="0" y="{y}">{escape(line)}</text>')
     size = f'width="{WIDTH}" height="{y + 6}" viewBox="0 0 {WIDTH} {y + 6}"'
     begin = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     return "\n".join([begin, f"<style>{STYLE}\n</style>", *parts, "</svg>\n"])
