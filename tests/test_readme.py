@@ -55,9 +55,13 @@ async def test_code_and_curl_lines(
     for block in BLOCKS[1:]:
         await run(block, namespace)
     await namespace["test_created_items_are_found"]()
+    transport = httpx.ASGITransport(app=namespace["app"])
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        form = await client.get("/admin/item/create")
     await namespace["uow"].dispose()
 
     assert asked == 3
+    assert re.search(r'<input[^>]*name="name"', form.text)
     assert "coffee is stored\n3\n" in capsys.readouterr().out
 
 
