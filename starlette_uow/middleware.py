@@ -274,12 +274,14 @@ class _Http(_Responder):
 
     def send_after_commit(self, message: Message) -> Awaitable[None]:
         # Not a coroutine function: the answer of a page without database costs none.
-        if message["type"] == "http.response.start":
+        starts = message["type"] == "http.response.start"
+        if starts:
             self.commit = wants_commit(message["status"], self.scope, self.commit_when)
         unit = self.frame.opened
-        if self.held or self.refused is not None or not (unit is None or unit.is_idle):
+        # Nothing is held or refused where nobody has asked for the unit.
+        if unit is not None and (self.held or self.refused is not None or not unit.is_idle):
             return self.settle_and_send(message)
-        if message["type"] == "http.response.start":
+        if starts:
             self.passed = True
         elif _is_last(message):
             self.complete = True
