@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import re
 import socket
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
@@ -30,7 +30,16 @@ from demo.models import Base
 from demo.payments import create_provider, provider
 from demo.seed import ADMIN, CLERK, CUSTOMER, Person, seed
 from demo.shop import sessions
-from tests.databases import Database, create_database, drop_database
+from starlette_uow import UnitOfWork, create_engine
+from starlette_uow.testing import sandbox
+from tests import databases
+from tests.databases import (
+    Database,
+    PostgresObserver,
+    SQLiteObserver,
+    create_database,
+    drop_database,
+)
 
 QUICK = PasswordHash([Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)])
 """Hashes passwords within milliseconds: the tests make many, of which none is worth stealing."""
@@ -44,8 +53,14 @@ ORDERS = 12
 OWN_UNITS = ("login_attempts", "tokens")
 """Tables that a login writes, whatever becomes of the request."""
 
-FILLED: set[Path] = set()
-"""The SQLite databases that are filled, to be copied."""
+FILLED: set[str] = set()
+"""The databases that are filled, to be copied."""
+
+NAME = {
+    "postgresql": "SELECT current_database()",
+    "sqlite": "SELECT file FROM pragma_database_list WHERE name = 'main'",
+}
+"""What the copy is called."""
 
 Contents = Callable[[], Coroutine[Any, Any, dict[str, object]]]
 Count = Callable[[str], Awaitable[int]]
@@ -62,60 +77,51 @@ def postgres_url(server_url: str) -> Iterator[str]:
 
 async def fill(engine: AsyncEngine) -> None:
     """Fill a shop as `python -m demo` does, if with less."""
+    sessions.configure(bind=engine)
     await migrate(engine, fresh=True)
     await seed(orders=ORDERS)
+    sessions.configure(bind=None)
+    await engine.dispose()  # nobody may be connected to what is copied
 
 
-async def fill_sqlite(engine: AsyncEngine, filled: Path) -> None:
-    """Fill a shop, or copy the one that an earlier test has filled."""
-    path = Path(str(engine.url.database))
-    if filled in FILLED:
-        source, target = filled, path
-    else:
-        source, target = path, filled
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def database(
+    request: pytest.FixtureRequest,
+    postgres_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    anyio_backend: str,
+) -> AsyncIterator[Database]:
+    """A copy of a shop that was filled once, and a check that the test leaves nothing open."""
+    monkeypatch.setattr(passwords, "_hasher", QUICK)
+    url = postgres_url
+    if request.param == "sqlite":
+        url = f"sqlite+aiosqlite:///{tmp_path_factory.getbasetemp() / 'filled.sqlite'}"
+    engine = create_engine(url)
+    if url not in FILLED:
         await fill(engine)
-        FILLED.add(filled)
-    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
-        one.backup(other)
-
-
-async def fill_postgres(engine: AsyncEngine) -> None:
-    """Fill a shop, or fill its tables with the rows that an earlier test has saved."""
-    tables = Base.metadata.sorted_tables
-    async with engine.connect() as connection:
-        saved = await connection.scalar(text("SELECT to_regnamespace('saved') IS NOT NULL"))
-    if not saved:
-        await fill(engine)
-        script = ["CREATE SCHEMA saved"]
-        script += [f"CREATE TABLE saved.{t} AS TABLE public.{t}" for t in tables]
-    else:
-        script = [f"TRUNCATE {', '.join(t.name for t in tables)}"]
-        for table in tables:
-            script.append(f"INSERT INTO {table} SELECT * FROM saved.{table}")
-            if (key := table.autoincrement_column) is not None:
-                sequence = f"pg_get_serial_sequence('{table}', '{key.name}')"
-                following = f"(SELECT coalesce(max({key.name}), 0) + 1 FROM {table})"
-                script.append(f"SELECT setval({sequence}, {following}, false)")
-    async with engine.begin() as connection:
-        raw = await connection.get_raw_connection()
-        assert raw.driver_connection is not None
-        await raw.driver_connection.execute("; ".join(script))
+        FILLED.add(url)
+    async with sandbox(UnitOfWork(engine), database="clone"):
+        async with engine.connect() as connection:
+            name = await connection.scalar(text(NAME[request.param]))
+        await engine.dispose()
+        copy = make_url(url).set(database=name).render_as_string(hide_password=False)
+        observer: PostgresObserver | SQLiteObserver
+        if request.param == "sqlite":
+            observer = SQLiteObserver(Path(str(name)))
+        else:
+            observer = PostgresObserver(await databases.connect(copy))
+        yield Database(request.param, copy, observer)
+        assert await observer.open_transactions() == []
+        if inspect.isawaitable(closed := observer.connection.close()):
+            await closed
+    await engine.dispose()
 
 
 @pytest.fixture
-async def app(
-    engine: AsyncEngine,
-    tmp_path_factory: pytest.TempPathFactory,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Starlette]:
-    """Fill a shop, and check at the end that nothing was logged as an error."""
-    monkeypatch.setattr(passwords, "_hasher", QUICK)
+async def app(engine: AsyncEngine, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Starlette]:
+    """Serve the shop, and check at the end that nothing was logged as an error."""
     sessions.configure(bind=engine)
-    if engine.dialect.name == "postgresql":
-        await fill_postgres(engine)
-    else:
-        await fill_sqlite(engine, tmp_path_factory.getbasetemp() / "filled.sqlite")
     yield create_app("not-a-secret", engine)
     sessions.configure(bind=None)
     records = [r for r in caplog.get_records("call") if not r.name.startswith("starlette_admin")]
