@@ -92,14 +92,15 @@ async def _postgres_copy(engine: AsyncEngine) -> AsyncGenerator[str]:
         raise SandboxError.unsupported(f"{engine!r}, whose URL names no database")
     name = f"{original[:40]}_{uuid.uuid4().hex[:12]}"
     quote = engine.dialect.identifier_preparer.quote_identifier
-    async with _administration(engine) as connection:
-        await _create(connection, quote(name), original, quote(original))
     try:
+        async with _administration(engine) as connection:
+            await _create(connection, quote(name), original, quote(original))
         yield name
     finally:
+        # A cancellation may have hit the creation, which the server carries out all the same.
         with anyio.CancelScope(shield=True):
             async with _administration(engine) as connection:
-                await connection.execute(f"DROP DATABASE {quote(name)} WITH (FORCE)")
+                await connection.execute(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
 
 
 @asynccontextmanager

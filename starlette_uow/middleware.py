@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-from starlette._utils import is_async_callable
+from starlette._utils import get_route_path, is_async_callable
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -91,7 +91,8 @@ class UnitOfWorkMiddleware:
         session_factory: instead of `uow`, for the plain case without a definition of one's own.
         commit_when: decides by status and scope instead of "below 400". A raised exception never
             commits.
-        exclude: paths that get no unit, with everything below them.
+        exclude: paths that get no unit, with everything below them; as routes are written, so
+            without the root path of a server or of the mount.
 
     Raises:
         ConfigurationError: neither or both of `uow` and `session_factory` are given, or another
@@ -123,9 +124,11 @@ class UnitOfWorkMiddleware:
                 f"`uow` has to be a UnitOfWork, and is {uow!r}. Pass `uow=UnitOfWork(sessions)`, "
                 f"or a sessionmaker as `session_factory`."
             )
-        if commit_when is not None and not callable(commit_when):
+        if commit_when is not None and (
+            not callable(commit_when) or is_async_callable(commit_when)
+        ):
             raise ConfigurationError(
-                f"`commit_when` has to be a function of status and scope, and is "
+                f"`commit_when` has to be a plain function of status and scope, and is "
                 f"{commit_when!r}. Write `lambda status, scope: status < 400`."
             )
         if (
@@ -182,7 +185,7 @@ class UnitOfWorkMiddleware:
             scope[FRAME] = outer
 
     def _is_excluded(self, scope: Scope) -> bool:
-        path = scope["path"]
+        path = get_route_path(scope)
         return any(path == p or path.startswith(f"{p}/") for p in self._exclude)
 
     async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,6 +243,9 @@ class _Http(_Responder):
 
     complete = False
     """The server has the last body message."""
+
+    body_is_read = False
+    """The app has the last part of the request's body."""
 
     client_left = False
     """And the app knows, so that its body may be cut off."""
@@ -308,6 +314,8 @@ class _Http(_Responder):
         message = await self.receive()
         if message["type"] == "http.disconnect":
             self.client_left = True
+        elif not message.get("more_body", False):
+            self.body_is_read = True
         return message
 
     async def end_body(self) -> None:
@@ -345,7 +353,7 @@ class _Http(_Responder):
         handler = None if self.passed else _find_handler(self.scope, outer_app, error)
         if handler is None:
             raise error  # to the handler of all exceptions, or for the server to break off
-        request = Request(self.scope, self.receive)
+        request = Request(self.scope, _nothing_to_read if self.body_is_read else self.receive)
         if is_async_callable(handler):
             response = await handler(request, error)
         else:
@@ -406,6 +414,14 @@ class _WebSocket(_Responder):
             raise
         name = self.unit.name
         self.unit.close(lambda: WebSocketUnitError(name))
+
+
+async def _nothing_to_read() -> Message:
+    """Instead of a wait for the client to leave."""
+    raise RuntimeError(
+        "The body of the request has been read by the app, whose commit was refused. Keep in "
+        "`request.state` what the exception handler needs of it."
+    )
 
 
 def _is_last(message: Message) -> bool:

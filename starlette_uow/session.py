@@ -35,7 +35,6 @@ OPERATIONS = (
     "bulk_insert_mappings",
     "bulk_save_objects",
     "bulk_update_mappings",
-    "close",
     "commit",
     "connection",
     "delete",
@@ -47,7 +46,6 @@ OPERATIONS = (
     "merge_all",
     "prepare",
     "refresh",
-    "reset",
     "rollback",
 )
 """The methods of `Session` that may do I/O, besides those written out below."""
@@ -62,7 +60,7 @@ class Owner(Protocol):
     def savepoint_undone(self, undone: SessionTransaction) -> None:
         """A savepoint was rolled back."""
 
-    def doomed(self, reason: str, error: Exception) -> None:
+    def doomed(self, reason: str, error: Exception | None = None) -> None:
         """Something was lost."""
 
     def pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
@@ -114,23 +112,47 @@ class UnitSession(Session):
             self.gate.leave()
         return transaction
 
+    def close(self) -> None:
+        """Close, which undoes what was written: `async with current_session()` does it unawares."""
+        self._give_up("close", super().close)
+
+    def reset(self) -> None:
+        """Reset, which is a close."""
+        self._give_up("reset", super().reset)
+
+    def _give_up(self, name: str, close: Callable[[], None]) -> None:
+        enter_in_greenlet(self.gate)
+        try:
+            wrote = self.transaction_state.wrote or not self._is_clean()
+            close()
+        finally:
+            self.gate.leave()
+        if wrote and not self.is_being_ended:
+            self._uow_owner.doomed(
+                f"session.{name}() undid what had been written (`async with` on the session itself "
+                f"does so at its end: leave that out)"
+            )
+
     def flush(self, *args: Any, **kwargs: Any) -> None:
         """Flush in turn, with what was added while this operation ran: a commit flushes twice."""
         enter_in_greenlet(self.gate)
         try:
             if not self._flushing:
                 self._apply_kept_back()
+                self.transaction_state.wrote |= not self._is_clean()
             super().flush(*args, **kwargs)
         finally:
             self.gate.leave()
 
-    def _execute_internal(self, *args: Any, **kwargs: Any) -> Any:
+    def _execute_internal(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         # Where execute(), scalar() and scalars() meet, and what listeners invoke.
         gate = self.gate
         if not gate.try_enter():
             await_only(gate.enter())
         try:
-            result = super()._execute_internal(*args, **kwargs)
+            result = super()._execute_internal(statement, *args, **kwargs)
+            if statement.is_dml:
+                self.transaction_state.wrote = True
             if (stream := take_turns(result, gate)) is not None:
                 if self.streams is None:
                     self.streams = WeakSet()
@@ -147,6 +169,7 @@ class UnitSession(Session):
     def _save_or_update_state(self, state: InstanceState[Any]) -> None:
         # Where add() and cascades meet. Neither can wait, and an object that is added while
         # another task's operation runs or its savepoint is open could be lost with it.
+        self.gate.entered += 1
         if self.gate.is_free() or state.session not in (None, self):  # which raises
             super()._save_or_update_state(state)
         else:
@@ -237,6 +260,7 @@ class _Changed(set[InstanceState[Any]]):
         self._session = session
 
     def add(self, state: InstanceState[Any]) -> None:
+        self._session.gate.entered += 1
         if self._session.gate.is_free():
             super().add(state)
         else:

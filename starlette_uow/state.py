@@ -24,6 +24,7 @@ class TransactionState:
         commit_sent: COMMIT is about to be sent, or has been.
         commit_lost: what came of it was not an answer of the database.
         committed: COMMIT has been answered.
+        wrote: objects were flushed, or an INSERT, UPDATE or DELETE was sent.
         rolling_back: ROLLBACK is about to be sent, or has been.
         doom: why it can only roll back.
         wants_trace: by what it can be found again is to be taken down before COMMIT.
@@ -36,6 +37,7 @@ class TransactionState:
     commit_sent = False
     commit_lost = False
     committed = False
+    wrote = False
     rolling_back = False
     doom: Doom | None = None
     wants_trace = False

@@ -60,7 +60,7 @@ def in_unit(
                 return await function(*args, **kwargs)
         assert frame.unit is not None
         if isolation_level is not None:
-            _choose_isolation(frame.unit, isolation_level, options)
+            _choose_isolation(frame.unit, isolation_level)
         async with uow:
             if propagation != "savepoint":
                 return await function(*args, **kwargs)
@@ -70,9 +70,10 @@ def in_unit(
     return call
 
 
-def _choose_isolation(unit: Unit, isolation_level: str, options: dict[str, Any]) -> None:
-    if unit.options == options:
+def _choose_isolation(unit: Unit, isolation_level: str) -> None:
+    options = unit.options or {}
+    if options.get("isolation_level") == isolation_level:
         return
     if unit.has_begun:
         raise TransactionStartedError(unit.name, isolation_level)
-    unit.set_options(options)
+    unit.set_options({**options, "isolation_level": isolation_level})

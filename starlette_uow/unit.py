@@ -229,9 +229,7 @@ class Unit:
             Exception: what the flush or the COMMIT raised, untouched.
         """
         error = await self._settle(commit=commit)
-        while self._due:
-            await self._call_back(self._due.pop(0))
-        self._due = None
+        await self._call_due()
         if error is not None:
             raise error
 
@@ -248,8 +246,11 @@ class Unit:
             await self.settle(commit=commit)
         except BaseException:
             # A cancellation can have kept callbacks from running, or hit one in its work.
-            if self.has_work or self._due:
-                await self.settle(commit=False)
+            if self.has_work:
+                outcome = self.outcome
+                await self._settle(commit=False)
+                self.outcome = outcome or self.outcome
+            await self._call_due()
             raise
         finally:
             self.close()
@@ -259,6 +260,8 @@ class Unit:
         session = self._sync_session
         if session is not None and session.in_nested_transaction():
             raise SavepointOpenError(self.name)
+        if (doom := self._doom) is not None and doom.wanted:
+            raise UnitDoomedError(doom)  # and not what follows alone, either
         try:
             await self.settle(commit=True)
         except Exception as error:
@@ -350,8 +353,8 @@ class Unit:
             self._dooms = [d for d in self._dooms if not _inside(d[1], undone)] or None
             self._show_doom()
 
-    def doomed(self, reason: str, error: Exception) -> None:
-        self.doom(Doom(f"{reason}: {error}", cause=error))
+    def doomed(self, reason: str, error: Exception | None = None) -> None:
+        self.doom(Doom(reason if error is None else f"{reason}: {error}", cause=error))
 
     def pool_timed_out(self, error: PoolTimeoutError, bind: Any) -> None:
         """The pool is used up. Say so if that is by units that wait for this one."""
@@ -359,6 +362,11 @@ class Unit:
         holders = [unit.name for unit in self._terms.around() if unit.holds_connection_of(pool)]
         if holders:
             error.add_note(pool_note(self.name, holders))
+
+    async def _call_due(self) -> None:
+        while self._due:
+            await self._call_back(self._due.pop(0))
+        self._due = None
 
     async def _call_back(self, callback: Callback) -> None:
         """Run a callback. One that uses the session gets a transaction of its own."""

@@ -459,7 +459,8 @@ class UnitOfWork:
         """
         deadline = anyio.current_time() + timeout
         if self._units:
-            self._last_unit_ended = anyio.Event()
+            if self._last_unit_ended is None or self._last_unit_ended.is_set():
+                self._last_unit_ended = anyio.Event()
             with anyio.CancelScope(deadline=deadline):
                 await self._last_unit_ended.wait()
             if self._units:

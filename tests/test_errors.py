@@ -281,6 +281,7 @@ def uow_without_loop() -> UnitOfWork:
         ({"uow": UnitOfWork}, r"has to be a UnitOfWork.*UnitOfWork\(sessions\)"),
         ({"session_factory": 1}, "async_sessionmaker"),
         ({"session_factory": async_sessionmaker(), "commit_when": 404}, "commit_when"),
+        ({"session_factory": async_sessionmaker(), "commit_when": app}, "plain function"),
         ({"session_factory": async_sessionmaker(), "exclude": "/health"}, "is '/health'"),
         ({"session_factory": async_sessionmaker(), "exclude": None}, "exclude.*None"),
         ({"session_factory": async_sessionmaker(), "exclude": lambda path: False}, "exclude"),

@@ -484,6 +484,26 @@ async def test_cancelled_wait_costs_nobody_a_turn(uow: UnitOfWork) -> None:
             assert await names(uow.session) == ["2"]
 
 
+@pytest.mark.parametrize("source", ["postgresql"], indirect=True)
+async def test_clone_that_is_cancelled_while_it_is_made_is_dropped(
+    source: UnitOfWork, server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has made it by then, or goes on making it."""
+    create = clone_module._create
+
+    async def create_and_be_cancelled(*args: Any) -> None:
+        await create(*args)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(clone_module, "_create", create_and_be_cancelled)
+    before = await databases(server_url)
+    with pytest.raises(asyncio.CancelledError):
+        async with sandbox(source, database="clone"):
+            raise AssertionError("it was made")
+
+    assert await databases(server_url) == before
+
+
 # --- what cannot work ----------------------------------------------------------------------
 
 
