@@ -199,11 +199,11 @@ class TransactionStartedError(UnitOfWorkError):
 
 
 class SavepointOpenError(UnitOfWorkError):
-    """The unit was to be committed inside a savepoint."""
+    """The unit was to be committed or rolled back inside a savepoint."""
 
     def __init__(self, unit: str) -> None:
         super().__init__(
-            f"The unit of work of {unit} cannot be committed while a savepoint is open: the "
+            f"The unit of work of {unit} cannot be ended while a savepoint is open: the "
             f"savepoint could no longer be undone. Leave `async with uow.savepoint():` first."
         )
 

@@ -74,4 +74,5 @@ unavailable_handlers: dict[
 ] = dict.fromkeys(_classes, answer_unavailable)
 """For `Starlette(exception_handlers=...)` and `FastAPI(exception_handlers=...)`: every class of
 error that can mean that the database was away. A handler of yours for a class below one of these,
-such as `IntegrityError`, is asked first."""
+such as `IntegrityError`, is asked first; one for a class above, such as `SQLAlchemyError`, is asked
+no more, as Starlette calls the one for the closest class alone."""

@@ -94,7 +94,13 @@ class UnitSession(Session):
     _kept_back: list[_KeptBack] | None = None
 
     def adopt(self, owner: Owner, name: str, *, wait_timeout: float) -> None:
-        """Become the session of a unit."""
+        """Become the session of a unit.
+
+        Raises:
+            SessionClassError: the user's class has given it something of the same name.
+        """
+        if taken := sorted(_OWN_NAMES.intersection(vars(self))):
+            raise _name_error(type(self), taken)
         self._uow_owner = owner
         self.transaction_state = TransactionState()
         self.holds = {}
@@ -345,6 +351,11 @@ def _after_transaction_end(session: UnitSession, transaction: SessionTransaction
             session._uow_owner.root_ended(ended.outcome)
 
 
+def _name_error(session_class: type[Session], names: list[str]) -> SessionClassError:
+    reason = f"it calls something {', '.join(map(repr, names))}, as units do"
+    return SessionClassError(session_class, reason, "Choose another name.")
+
+
 def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitSession]:
     """The user's sync session class, made to take turns.
 
@@ -360,11 +371,7 @@ def unit_session_class(sessions: async_sessionmaker[AsyncSession]) -> type[UnitS
     if configured is Session:
         return _Binding
     if taken := sorted(_OWN_NAMES.intersection(dir(configured))):
-        raise SessionClassError(
-            sessions.class_,
-            f"{configured!r} calls something {', '.join(map(repr, taken))}, as units do",
-            "Choose another name.",
-        )
+        raise _name_error(configured, taken)
     # The user's class comes before UnitSession, so that what its methods call through super()
     # takes turns, too: the `exec` of SQLModel, for example.
     bases = (_Binding, configured, UnitSession)

@@ -179,6 +179,11 @@ class Unit:
         task = None if session is None else session.gate.last_task
         return task is not None and task.done()
 
+    @property
+    def is_inside_savepoint(self) -> bool:
+        """Whether the caller is."""
+        return self._savepoint is not None
+
     def set_options(self, options: dict[str, Any]) -> None:
         """Choose the execution options of the transactions that begin from now on."""
         self.options = options

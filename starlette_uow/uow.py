@@ -39,6 +39,7 @@ from starlette_uow.errors import (
     BlockContextError,
     ConfigurationError,
     NotAsyncError,
+    SavepointOpenError,
     SessionClassError,
 )
 from starlette_uow.guard import guard
@@ -114,7 +115,8 @@ class UnitOfWork:
 
     Raises:
         NotAsyncError: a synchronous engine or sessionmaker was given.
-        SessionClassError: its sessions do not take `sync_session_class`.
+        SessionClassError: its sessions do not take `sync_session_class`, or name something as units
+            do.
         ConfigurationError: another argument cannot be used.
     """
 
@@ -236,9 +238,11 @@ class UnitOfWork:
     async def commit(self) -> None:
         """Commit, in the block that opened the unit; flush, in a block that joined it.
 
+        In a request outside of any block it commits, too, as `checkpoint` does.
+
         Raises:
             NoUnitError: no unit is open here.
-            Exception: what the flush or the commit raised; in its own block as `checkpoint`.
+            Exception: what the flush raised, or what `checkpoint` raises.
         """
         frame, unit = self._usable_frame()
         if frame.joined:
@@ -250,14 +254,18 @@ class UnitOfWork:
         """Roll back, in the block that opened the unit; doom the unit, in a block that joined it.
 
         A joined block must not erase the work of its callers behind their back. If the request
-        then still answers as if all went well, the client gets an error (`UnitDoomedError`).
+        then still answers as if all went well, the client gets an error (`UnitDoomedError`). In a
+        request outside of any block it rolls back at once; what follows is committed.
 
         Raises:
             NoUnitError: no unit is open here.
+            SavepointOpenError: it was called inside a savepoint, in which raising undoes alone.
         """
         frame, unit = self._usable_frame()
         if frame.joined:
             unit.doom(Doom("uow.rollback() was called in a block that joined the unit"))
+        elif unit.is_inside_savepoint:
+            raise SavepointOpenError(unit.name)
         else:
             await unit.settle(commit=False)
 
@@ -266,12 +274,15 @@ class UnitOfWork:
 
         For the middle of a unit, before a slow call to somebody else. The callbacks of the
         transaction run; a new one begins with the next statement. If the commit fails, the
-        error is raised, and the unit is doomed: it must not commit its second half alone.
+        error is raised, and the unit is doomed: it must not commit its second half alone. A
+        cancellation waits until the transaction has ended.
 
         Raises:
             NoUnitError: no unit is open here.
             SavepointOpenError: a savepoint is open.
-            UnitDoomedError: the transaction could only roll back.
+            UnitDoomedError: the transaction could only roll back, after `doom()`, say.
+            CommitOutcomeUnknownError: the connection was lost during COMMIT.
+            EndTimeoutError: not committed within `end_timeout`, and rolled back.
             Exception: what the flush or the COMMIT raised.
         """
         await self._usable_unit().checkpoint()
@@ -281,9 +292,13 @@ class UnitOfWork:
         """A block that may fail alone: what it did is undone if it raises, and nothing else.
 
         Callbacks registered in it are dropped with it. The exception goes on; catch it outside.
+        Its exit completes although the task is cancelled.
 
         Raises:
             NoUnitError: no unit is open here.
+            SessionDeadlockError: for `wait_timeout` nothing moved, and the session was another
+                task's.
+            Exception: what the flush at the end of the block raised; the block is undone.
         """
         async with self._usable_unit().session.begin_nested():
             yield self
@@ -401,12 +416,15 @@ class UnitOfWork:
 
         For work that must stand alone: a record that survives the rollback of the request, a
         background task, a task that reads in parallel. It ends with the block, as the outermost
-        `async with uow:` does.
+        `async with uow:` does: a cancellation waits until it has.
 
         Args:
             isolation_level: of its transactions, such as "SERIALIZABLE"; the engine's by default.
             read_only: the database refuses writes (PostgreSQL), or the transaction begins
                 without a write lock (SQLite).
+
+        Raises:
+            Exception: at the end of the block, what `checkpoint` raises.
         """
         return NewUnit(self, transaction_options(isolation_level, read_only))
 

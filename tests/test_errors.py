@@ -168,6 +168,20 @@ def test_sync_session_class_with_a_name_that_units_use() -> None:
         UnitOfWork(async_sessionmaker(sync_session_class=Streaming))
 
 
+async def test_session_that_gives_itself_a_name_that_units_use(engine: AsyncEngine) -> None:
+    """Found when the first session is made."""
+
+    class Streaming(Session):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.streams = ["orders"]
+
+    uow = UnitOfWork(async_sessionmaker(engine, sync_session_class=Streaming))
+    async with uow:
+        with pytest.raises(SessionClassError, match=r"'streams', as units do.*another name"):
+            current_session()
+
+
 def test_sync_session_class_that_is_none() -> None:
     """A factory cannot be subclassed."""
     with pytest.raises(SessionClassError, match="sync_session_class"):

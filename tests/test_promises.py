@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from starlette_uow import (
     Outcome,
+    SavepointOpenError,
     TransactionStartedError,
     UnitDoomedError,
     UnitOfWork,
@@ -112,6 +113,18 @@ async def test_cancelled_block_that_sent_nothing_yet_dooms(
                     scope.cancel()
                     await anyio.sleep_forever()
             assert kept
+
+    assert await database.observer.names() == ["before"]
+
+
+async def test_rollback_inside_a_savepoint_is_refused(uow: UnitOfWork, database: Database) -> None:
+    """What is written after it in the block could no longer be undone alone."""
+    async with uow:
+        uow.session.add(Item(name="before"))
+        with pytest.raises(SavepointOpenError):
+            async with uow.savepoint():
+                uow.session.add(Item(name="within"))
+                await uow.rollback()
 
     assert await database.observer.names() == ["before"]
 
