@@ -65,7 +65,7 @@ def start(folder: Path, *, fresh: bool = False) -> str:
 def _other_users(folder: Path) -> list[int]:
     """The processes that have started the server of a folder, in the wheel's own list of them."""
     try:
-        listed = json.loads((folder / ".handle_pids.json").read_text())
+        listed = json.loads((folder / ".handle_pids.json").read_text().strip() or "[]")
     except FileNotFoundError:
         return []
     return [pid for pid in listed if pid != os.getpid() and psutil.pid_exists(pid)]

@@ -85,8 +85,8 @@ class Gate:
 
     Attributes:
         when_free: called each time the turn has come back, before it is given away.
-        last_task: the task that entered last.
-        entered: how often a task has entered.
+        last_task: the task that entered last, or that changed an object.
+        entered: how often a task has.
     """
 
     __slots__ = (
@@ -185,6 +185,12 @@ class Gate:
         self.last_task = task
         self.entered += 1
         return cancelled
+
+    def note_use(self) -> None:
+        """Count what a task does to the session without a turn: it adds or changes an object."""
+        self.entered += 1
+        if asyncio._get_running_loop() is self._loop:  # and not in a worker thread
+            self.last_task = asyncio.current_task(self._loop)
 
     def leave(self) -> None:
         """Give the turn back, and on to the task that has waited longest and may have it."""

@@ -184,12 +184,12 @@ def _is_lost(context: ExceptionContext) -> bool:
 
 def _rolled_back_by_itself(context: ExceptionContext) -> bool:
     """Whether SQLite did (RAISE(ROLLBACK), a full disk): what follows on this connection would be
-    committed statement by statement.
+    committed statement by statement. Without the BEGIN recipe a SELECT is in no transaction anyway.
     """
     connection = context.connection
     return (
-        context.dialect.name == "sqlite"
-        and connection is not None
+        connection is not None
+        and any(engine.dialect is context.dialect for engine in with_begin_recipe)
         and not is_in_transaction(connection.connection.driver_connection)
     )
 

@@ -339,6 +339,7 @@ class _Http(_Responder):
                     self.held = () if self.passed else ({**_NEVER_COMPLETE},)
                 with suppress(Exception):  # the cancellation goes on, whatever the server says
                     await self.pass_held()
+            self.held = ()  # a time limit may answer in its place
             raise
 
     async def pass_held(self) -> None:
@@ -375,13 +376,20 @@ class _Refusal(_Http):
 class _WebSocket(_Responder):
     """Serves the handshake of one websocket: its unit ends when the app has answered it."""
 
+    refused: Exception | None = None
+    """What kept the handshake from being committed. The socket is closed."""
+
     async def serve(self) -> None:
         try:
             await self.app(self.scope, self.receive, self.send_after_commit)
         finally:
             await self.frame.finish(commit=False)  # the app never answered the handshake
+        if self.refused is not None:
+            raise self.refused
 
     async def send_after_commit(self, message: Message) -> None:
+        if self.refused is not None:
+            return
         kind = message["type"]
         if self.unit.ended is None:
             if kind == "websocket.accept":
@@ -408,7 +416,8 @@ class _WebSocket(_Responder):
     async def end_handshake(self, commit: bool) -> None:
         try:
             await self.unit.settle(commit=commit)
-        except Exception:
+        except Exception as error:
+            self.refused = error
             self.unit.close()
             await self.send({**_CLOSE})
             raise

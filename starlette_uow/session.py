@@ -175,7 +175,7 @@ class UnitSession(Session):
     def _save_or_update_state(self, state: InstanceState[Any]) -> None:
         # Where add() and cascades meet. Neither can wait, and an object that is added while
         # another task's operation runs or its savepoint is open could be lost with it.
-        self.gate.entered += 1
+        self.gate.note_use()
         if self.gate.is_free() or state.session not in (None, self):  # which raises
             super()._save_or_update_state(state)
         else:
@@ -266,7 +266,7 @@ class _Changed(set[InstanceState[Any]]):
         self._session = session
 
     def add(self, state: InstanceState[Any]) -> None:
-        self._session.gate.entered += 1
+        self._session.gate.note_use()
         if self._session.gate.is_free():
             super().add(state)
         else:

@@ -252,9 +252,7 @@ class Unit:
         except BaseException:
             # A cancellation can have kept callbacks from running, or hit one in its work.
             if self.has_work:
-                outcome = self.outcome
                 await self._settle(commit=False)
-                self.outcome = outcome or self.outcome
             await self._call_due()
             raise
         finally:
@@ -271,6 +269,13 @@ class Unit:
             await self.settle(commit=True)
         except Exception as error:
             self.doom(Doom(f"a checkpoint failed with {error!r}", cause=error))
+            raise
+        except BaseException:
+            # A cancellation, in whose place nobody hears of the failure.
+            if self.outcome is Outcome.UNKNOWN:
+                self.doom(Doom("a checkpoint was cut", cause=CommitOutcomeUnknownError(self.name)))
+            elif self.outcome is not Outcome.COMMITTED:
+                self.doom(Doom("a checkpoint failed and was cancelled"))
             raise
 
     def close(self, ended: Callable[[], Exception] | None = None) -> None:
@@ -384,11 +389,12 @@ class Unit:
             worked = True
         except Exception:
             _log.exception("%s: the callback %r failed.", self.name, callback)
-        outcome = self.outcome
-        try:
-            error = await self._settle(commit=worked)
-        finally:
-            self.outcome = outcome  # that of the unit, which a callback does not change
+        finally:  # of a cancelled one, too: half of its work must not become the unit's
+            outcome = self.outcome
+            try:
+                error = await self._settle(commit=worked)
+            finally:
+                self.outcome = outcome  # that of the unit, which a callback does not change
         if error is not None:
             _log.error("%s: the work of %r was lost.", self.name, callback, exc_info=error)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
 from sqlalchemy import insert, select, text
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from starlette_uow import (
     Outcome,
@@ -26,9 +29,9 @@ from starlette_uow import (
     current_session,
 )
 from starlette_uow.context import current_unit
-from tests.asgi import Exchange
+from tests.asgi import Exchange, http_scope, layers
 from tests.databases import Database
-from tests.models import Item, Part
+from tests.models import Base, Item, Part
 
 # --- the session is closed by hand -------------------------------------------------------------
 
@@ -273,3 +276,144 @@ async def test_two_shutdowns_at_once_are_both_quick(uow: UnitOfWork, engine: Asy
     async with asyncio.timeout(5):
         await asyncio.gather(*shutdowns)
     await task
+
+
+# --- what a failure or a cancellation leaves -----------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_failing_body_that_had_only_added_is_not_committed(
+    uow: UnitOfWork, database: Database, count: int
+) -> None:
+    """Below BaseHTTPMiddlewares, too, which end it as if all were well."""
+
+    async def body() -> AsyncIterator[str]:
+        yield "a"
+        current_session().add(Item(name="half"))
+        yield "b"
+        raise ValueError("in the body")
+
+    async def endpoint(request: Request) -> Response:
+        return StreamingResponse(body())
+
+    app = Starlette(routes=[Route("/", endpoint)], middleware=layers(count))
+    exchange = await Exchange(UnitOfWorkMiddleware(app, uow=uow), database.observer).run()
+
+    assert not exchange.is_complete
+    assert await database.observer.names() == []
+
+
+async def test_checkpoint_that_fails_while_it_is_cancelled_dooms(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Nobody hears of the failure, so what follows must not be committed alone."""
+    async with uow:
+        uow.session.add(Item(name="a"))
+        await uow.session.flush()
+
+    with pytest.raises(UnitDoomedError):
+        async with uow:
+            uow.session.add(Item(name="a"))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await uow.checkpoint()
+            uow.session.add(Item(name="second half"))
+
+    assert await database.observer.names() == ["a"]
+
+
+async def test_cancelled_callback_of_a_checkpoint_leaves_nothing_to_its_unit(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Half of its work would be committed with what follows."""
+    with_callback = anyio.CancelScope()
+
+    async def callback() -> None:
+        uow.session.add(Item(name="half"))
+        await uow.session.flush()
+        with_callback.cancel()
+        await anyio.sleep_forever()
+
+    async with uow:
+        uow.session.add(Item(name="first"))
+        uow.on_commit(callback)
+        with with_callback:
+            await uow.checkpoint()
+        uow.session.add(Item(name="second"))
+
+    assert await database.observer.names() == ["first", "second"]
+
+
+@pytest.mark.parametrize("status", [201, 404])
+async def test_time_limit_that_fires_during_the_end_answers_once(
+    uow: UnitOfWork, database: Database, status: int
+) -> None:
+    """In the place of an answer that was not committed."""
+
+    async def endpoint(request: Request) -> Response:
+        current_session().add(Item(name="a"))
+        await current_session().flush()
+        if status == 201:
+            current_session().add(Item(name="a"))  # refused by the flush of the commit
+        uow.on_rollback(anyio.sleep_forever)
+        return PlainTextResponse("answer", status)
+
+    inner = Starlette(routes=[Route("/", endpoint)])
+
+    async def with_time_limit(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(0.2):
+                await inner(scope, receive, send)
+        except TimeoutError:
+            await PlainTextResponse("too slow", 504)(scope, receive, send)
+
+    app = UnitOfWorkMiddleware(with_time_limit, uow=uow)
+    exchange = await Exchange(app, database.observer).run()
+
+    assert [event[:2] for event in exchange.events] == [("start", 504), ("body", "too slow")]
+
+
+async def test_websocket_whose_handshake_is_refused_is_closed_once(
+    uow: UnitOfWork, database: Database
+) -> None:
+    """Whatever the app makes of the error, which is raised all the same."""
+    sent: list[Message] = []
+
+    async def endpoint(websocket: WebSocket) -> None:
+        async with uow:
+            current_session().add_all([Item(name="a"), Item(name="a")])
+        try:
+            await websocket.accept()
+        except IntegrityError:
+            await websocket.close(4000)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = UnitOfWorkMiddleware(Starlette(routes=[WebSocketRoute("/", endpoint)]), uow=uow)
+    scope = http_scope(type="websocket", subprotocols=[])
+    with pytest.raises(IntegrityError):
+        await app(scope, receive, send)
+
+    assert [message["code"] for message in sent] == [1011]
+
+
+async def test_failing_select_keeps_a_foreign_memory_database() -> None:
+    """It is in no transaction there, which does not mean that SQLite has ended one."""
+    engine = create_async_engine("sqlite+aiosqlite://")
+    uow = UnitOfWork(engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with uow:
+        uow.session.add(Item(name="a"))
+
+    with pytest.raises(OperationalError):
+        async with uow:
+            await uow.session.execute(text("select missing from items"))
+
+    async with uow:
+        assert list(await uow.session.scalars(select(Item.name))) == ["a"]
+    await engine.dispose()
