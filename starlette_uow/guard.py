@@ -167,7 +167,7 @@ def _note_error(context: ExceptionContext) -> None:
         state.error = (error, context.statement)
     if state.commit_sent and _is_lost(context):
         state.commit_lost = True
-    if not context.is_disconnect and (state.rolling_back or _rolled_back_by_itself(context)):
+    if not context.is_disconnect and (state.rolling_back or _rolled_back_by_itself(context, state)):
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
 
@@ -182,14 +182,18 @@ def _is_lost(context: ExceptionContext) -> bool:
     )
 
 
-def _rolled_back_by_itself(context: ExceptionContext) -> bool:
+def _rolled_back_by_itself(context: ExceptionContext, state: TransactionState) -> bool:
     """Whether SQLite did (RAISE(ROLLBACK), a full disk): what follows on this connection would be
     committed statement by statement. Without the BEGIN recipe a SELECT is in no transaction anyway.
     """
     connection = context.connection
     return (
-        connection is not None
-        and any(engine.dialect is context.dialect for engine in with_begin_recipe)
+        context.dialect.name == "sqlite"
+        and connection is not None
+        and (
+            state.commit_sent
+            or any(engine.dialect is context.dialect for engine in with_begin_recipe)
+        )
         and not is_in_transaction(connection.connection.driver_connection)
     )
 
