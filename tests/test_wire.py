@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, text
@@ -382,8 +383,14 @@ async def test_idle_timeout_in_the_middle_of_a_unit(
     async def endpoint(request: Request) -> Response:
         write(setting)
         await current_session().flush()
+        connection = await current_session().connection()
+        driver: Any = (await connection.get_raw_connection()).driver_connection
         assert await eventually(lambda: seen.backends(APPLICATION), []) == []
+        assert await eventually(lambda: is_closed(driver), True)  # the driver has heard of it
         return PlainTextResponse("created", 201)
+
+    async def is_closed(driver: Any) -> bool:
+        return bool(driver.is_closed())
 
     async with app_with(postgres_url, endpoint, **{setting: "500ms"}) as app:
         told = await ask(app, "/work")
