@@ -151,4 +151,4 @@ def _apply_sqlite_recipe(engine: Engine, busy_timeout: float) -> None:
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", begin)
-    with_begin_recipe.add(engine)
+    with_begin_recipe.add(engine.dialect)

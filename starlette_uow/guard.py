@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, ExceptionContext
+from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
@@ -48,8 +48,8 @@ IN_FAILED_SQL_TRANSACTION = "25P02"
 CURSORS = "starlette_uow_cursors"
 """Key in the info of an SQLite connection: the streaming cursors of its transaction."""
 
-with_begin_recipe: weakref.WeakSet[Engine] = weakref.WeakSet()
-"""SQLite engines whose transactions `create_engine()` begins."""
+with_begin_recipe: weakref.WeakSet[Dialect] = weakref.WeakSet()
+"""The dialects of SQLite engines whose transactions `create_engine()` begins."""
 
 GUARDED = "starlette_uow_guarded"
 """Attribute of the dialect of an engine that has the guard; an engine has a dialect of its own."""
@@ -117,7 +117,7 @@ def _guard_sqlite(engine: Engine) -> None:
     event.listen(engine, "commit", _finish_statements)
     event.listen(engine, "rollback", _finish_statements)
     open_and_close_completely(engine.dialect)
-    if engine not in with_begin_recipe:
+    if engine.dialect not in with_begin_recipe:
         _log.warning(
             "%r was not made by starlette_uow.create_engine(): SQLite will commit when a "
             "savepoint is released, and does not enforce foreign keys. Make it with "
@@ -190,10 +190,7 @@ def _rolled_back_by_itself(context: ExceptionContext, state: TransactionState) -
     return (
         context.dialect.name == "sqlite"
         and connection is not None
-        and (
-            state.commit_sent
-            or any(engine.dialect is context.dialect for engine in with_begin_recipe)
-        )
+        and (state.commit_sent or context.dialect in with_begin_recipe)
         and not is_in_transaction(connection.connection.driver_connection)
     )
 
